@@ -1,0 +1,1 @@
+"""Sentence embeddings from large language models with one prompt (PromptEOL): the package behind the notebooks."""
