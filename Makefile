@@ -1,0 +1,37 @@
+# make tutorial [NB=00] · make test · make lab · make clean · for maintainers: make format · make check · make publish · make lock
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+NB ?=
+
+.DEFAULT_GOAL := tutorial
+.PHONY: setup tutorial test lab clean format check publish lock
+
+setup:  ## .venv with the exact pins; does nothing when it is up to date
+	@$(PYTHON) tools/setup_env.py
+
+tutorial: setup  ## run the notebooks in order; executed copies go to build/notebooks
+	@$(VENV_PYTHON) -m prompteol_utils fetch
+	@$(VENV_PYTHON) -m prompteol_utils run $(NB)
+
+test: setup  ## ruff, pytest, every notebook in the smoke profile, nbval; all of them, even when one fails
+	@$(VENV_PYTHON) tools/test_all.py
+
+lab: setup  ## read and run the notebooks yourself
+	@$(VENV_PYTHON) -m jupyterlab notebooks
+
+clean:  ## executed copies and caches in this folder; .venv and the models stay
+	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+format: setup  ## what ruff and the notebook rules can mend by themselves
+	$(VENV_PYTHON) -m ruff check --fix --quiet .; $(VENV_PYTHON) -m ruff format --quiet .
+	$(VENV_PYTHON) -m prompteol_utils clean
+
+check: setup
+	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m prompteol_utils check
+
+publish: setup  ## run the default profile and write its outputs into notebooks/
+	@$(VENV_PYTHON) -m prompteol_utils run --publish $(NB)
+
+lock: setup  ## new exact pins; look at the difference before committing it
+	@$(VENV_PYTHON) tools/make_lock.py
