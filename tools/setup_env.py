@@ -95,7 +95,7 @@ def make_venv():
 def pip(*arguments):
     """One pip install; its output is shown. Several minutes without a word would look like a hang."""
     if subprocess.run([*PIP, "--progress-bar", "off", *map(str, arguments)], cwd=ROOT).returncode:
-        fail(f"pip failed: install {' '.join(map(str, arguments))}\nRun the same make command again once the cause is gone: it goes on here.")
+        fail(f"pip failed: install {' '.join(map(str, arguments))}\nOnce the cause is gone, the same make command goes on from here.")
 
 
 def try_pip(*arguments):
@@ -169,7 +169,7 @@ def main():
     for name, step in steps.items():
         if stamps.get(name) == wanted[name]:
             continue
-        say(f"installing {name}; the first time takes a few minutes" if name == "packages" else f"installing {name}")
+        say(f"installing {name}" + {"torch": " (about 200 MB for a CPU)", "packages": " (a few minutes)"}.get(name, ""))
         write_stamps({key: value for key, value in stamps.items() if key != name})
         step()
         stamps[name] = wanted[name]
