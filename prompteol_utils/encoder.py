@@ -260,7 +260,7 @@ class Encoder:
     def _tokenize(self, sentences: list[str]) -> list[list[int]]:
         """Token ids of whole prompts. The sentence is cut before it is wrapped, so the suffix always survives."""
         loaded, prompt = self.loaded, self.prompt
-        drop_end = self._causal and self.pooling == "last"
+        drop_end = self.pooling == "last"
         if self.max_sentence_tokens:
             sentences = [self._cut(sentence, self.max_sentence_tokens) for sentence in sentences]
         ids = token_ids(loaded, [prompt.render(sentence) for sentence in sentences], drop_end)
