@@ -93,9 +93,22 @@ def make_venv():
 
 
 def pip(*arguments):
-    """One pip install; its output is shown. Several minutes without a word would look like a hang."""
-    if subprocess.run([*PIP, "--progress-bar", "off", *map(str, arguments)], cwd=ROOT).returncode:
-        fail(f"pip failed: install {' '.join(map(str, arguments))}\nOnce the cause is gone, the same make command goes on from here.")
+    """One pip install. pip's hundreds of lines go into .venv/setup.log; what is shown is how far it is."""
+    command = [*PIP, "--progress-bar", "off", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with open(VENV / "setup.log", "a", encoding="utf-8") as log, subprocess.Popen(command, cwd=ROOT, **pipes) as run:
+        lines, seen = [], 0
+        for line in run.stdout:
+            log.write(line)
+            lines.append(line)
+            if line.startswith(("Collecting ", "Processing ")):
+                seen += 1
+                if seen % 25 == 0:
+                    say(f"  {seen} packages fetched")
+            elif line.startswith("Installing collected packages") and seen > 1:
+                say(f"  {seen} packages fetched, now being unpacked")
+    if run.returncode:
+        fail(f"pip failed: install {' '.join(map(str, arguments))}\n{''.join(lines[-15:])}Once the cause is gone, make goes on from here.")
 
 
 def try_pip(*arguments):
