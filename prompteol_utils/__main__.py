@@ -1,0 +1,277 @@
+"""The command line: python -m prompteol_utils VERB. Each verb imports what it needs, so that --help is there at once."""
+
+import argparse
+import ast
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: As on the command line, without the program's name; None takes them from there.
+
+    Returns:
+        The exit code: 0, 1 where a run, a notebook or a check failed, 2 for wrong input, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+        os.environ.setdefault(variable, "1")
+    try:
+        return options.verb(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, say) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if options.debug:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m prompteol_utils", description="Sentence embeddings from language models (PromptEOL).")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name, function, text):
+        made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+        made.set_defaults(verb=function)
+        return made
+
+    run = verb("run", _run, "execute notebooks in order; the copies go to build/notebooks")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="a file, a name or its first letters (00); all of them by default")
+    run.add_argument("--profile", help="a name in notebooks/profiles.yml; by default the values in the notebooks")
+    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="override one parameter")
+    run.add_argument("--output", metavar="FOLDER", help="where the executed copies go")
+    run.add_argument("--publish", action="store_true", help="write the outputs of the default profile into notebooks/")
+
+    encode = verb("encode", _encode, "embed the sentences of a file")
+    encode.add_argument("--input", required=True, metavar="FILE", help=".txt (a sentence a line), .csv, .tsv, .jsonl or .parquet")
+    encode.add_argument("--output", required=True, metavar="FILE", help=".npy or .parquet")
+    encode.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
+    _encoder_options(encode)
+    encode.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
+
+    sts = verb("sts", _sts, "score a model on semantic textual similarity (Spearman x 100)")
+    _encoder_options(sts)
+    sts.add_argument("--prompt", nargs="+", default=["prompteol"], dest="prompts", help="names from PROMPTS (default: prompteol)")
+    sts.add_argument(
+        "--tasks", nargs="+", default=["stsb"], metavar="TASK", help="sts12 sts13 sts14 sts15 sts16 stsb sickr (default: stsb)"
+    )
+    sts.add_argument("--split", default="test", help="test (default), dev or train where the set has them")
+    sts.add_argument(
+        "--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)"
+    )
+    sts.add_argument("--limit", type=_positive, metavar="N", help="a seeded sample of N pairs a set")
+    sts.add_argument("--seed", type=int, default=0, help="of that sample (default: %(default)s)")
+    sts.add_argument("--output", metavar="FILE", help="append one JSON row a task here; rows that are there are not computed again")
+    sts.add_argument("--reference", action="store_true", help="the plain loop, one sentence at a time, to compare with")
+
+    for name, function, text in (
+        ("check", _check, "say what breaks the rules for notebooks"),
+        ("clean", _clean, "take out of notebooks what differs between machines; outputs stay"),
+        ("strip", _clean, "clean, and take the outputs out too"),
+    ):
+        verb(name, function, text).add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="all of them by default")
+        verbs.choices[name].set_defaults(change=name)
+    fetch = verb("fetch", _fetch, "download and convert a bundled model, so that later runs need no network")
+    fetch.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {DEFAULT_MODEL}")
+    verb("models", _models, "list the models that have a name here")
+    return parser
+
+
+def _encoder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a name from `models`, a hub id like org/name, or a folder")
+    parser.add_argument(
+        "--demonstration", action="append", default=[], metavar='"SENTENCE=>WORD"', help="in-context example; repeat for more"
+    )
+    parser.add_argument("--quantization", choices=("nf4", "int8"), help="needs bitsandbytes")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter on top of the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default float32 on a CPU")
+    parser.add_argument("--pooling", choices=("last", "mean"), help="by default the prompt's own")
+    parser.add_argument("--layer", type=int, default=-1, help="index of the hidden states (default: the last)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1 is needed, not {text!r}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from prompteol_utils import runner
+
+    outcomes = runner.run(
+        options.notebooks,
+        profile=options.profile,
+        overrides={name: _literal(value) for name, value in options.parameter},
+        output=options.output,
+        publish=options.publish,
+    )
+    if any(outcome.status == "interrupted" for outcome in outcomes):
+        return 130
+    return int(any(outcome.status != "ok" for outcome in outcomes))
+
+
+def _literal(text: str):
+    """A value as Python writes it; a word without quotes is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _load(options: argparse.Namespace):
+    """The model and its prompts; wrong prompts are said before a model is loaded."""
+    from prompteol_utils.prompts import parse_demonstration, with_demonstrations
+
+    demonstrations = [parse_demonstration(text) for text in options.demonstration]
+    names = options.prompts if hasattr(options, "prompts") else [options.prompt]
+    prompts = [with_demonstrations(name, demonstrations) for name in names]
+    from prompteol_utils.models import load_model
+
+    loaded = load_model(
+        options.model, dtype=options.dtype, quantization=options.quantization, device=options.device, adapter=options.adapter
+    )
+    return loaded, prompts
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from prompteol_utils import sentences
+
+    sentences.check_target(options.output)
+    for _ in sentences.read_sentences(options.input, options.text_column):
+        break  # a file that is not there is said before a model is loaded
+    loaded, (prompt,) = _load(options)
+    from prompteol_utils.encoder import Encoder
+
+    encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
+    start = time.perf_counter()
+    n = sentences.encode_file(options.input, options.output, encoder.dimension, encoder.stream, options.text_column)
+    print(f"{n:,} sentences x {encoder.dimension} in {time.perf_counter() - start:.1f} s: {options.output}")
+    return 0
+
+
+def _sts(options: argparse.Namespace) -> int:
+    from prompteol_utils import data, results
+
+    pairs = [data.load_sts(task, options.split, root=options.root, limit=options.limit, seed=options.seed) for task in options.tasks]
+    store = results.Store(options.output) if options.output else None
+    loaded, prompts = _load(options)
+    from prompteol_utils.encoder import Encoder
+
+    rows = []
+    for prompt in prompts:
+        encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
+        for task, one in zip(options.tasks, pairs, strict=True):
+            key = _row_key(encoder, task, one, options)
+            if store and store.done(key):
+                print(f"{prompt.name} {task} {options.split}: done before, in {options.output}")
+                continue
+            rows.append(_score(encoder, one, key, options))
+            if store:
+                store.append(rows[-1])
+    if rows:
+        import pandas
+
+        columns = ["model", "prompt", "task", "split", "n", "spearman", "spearman_subset_mean", "origin", "text_form", "seconds"]
+        print(pandas.DataFrame(rows)[columns].to_string(index=False, float_format="{:.2f}".format))
+    return 0
+
+
+def _row_key(encoder, task: str, pairs, options: argparse.Namespace) -> dict:
+    """What makes a row the same measurement: all its settings, none of its results."""
+    loaded = encoder.loaded
+    return {
+        "model": loaded.name,
+        "prompt": encoder.prompt.name,
+        "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
+        "quantization": loaded.quantization,
+        "adapter": loaded.adapter,
+        "pooling": encoder.pooling,
+        "layer": options.layer,
+        "engine": "reference" if options.reference else "encoder",
+        "task": task,
+        "split": options.split,
+        "n": len(pairs),
+        "origin": pairs.origin,
+        "text_form": pairs.text_form,
+        "weight_origin": loaded.weight_origin,
+        "dtype": loaded.dtype,
+        "seed": options.seed,
+    }
+
+
+def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
+    from prompteol_utils import evaluation, results
+    from prompteol_utils.plain import reference
+
+    def plain(sentences):
+        from tqdm.auto import tqdm
+
+        bar = tqdm(sentences, desc="reference", unit="sentence", leave=False, mininterval=1)
+        return reference(encoder.loaded, encoder.prompt, bar, pooling=options.pooling, layer=options.layer)
+
+    start = time.perf_counter()
+    scores = json.loads(evaluation.evaluate_sts(plain if options.reference else encoder.encode, pairs).iloc[0].to_json(double_precision=10))
+    measured = {name: scores[name] for name in ("spearman", "spearman_subset_mean")}
+    return {**key, **measured, "seconds": round(time.perf_counter() - start, 2), **results.provenance(options.seed)}
+
+
+def _check(options: argparse.Namespace) -> int:
+    from prompteol_utils import tidy
+
+    paths, problems = tidy.find(options.notebooks), tidy.check(options.notebooks)
+    for problem in problems:
+        print(problem)
+    print(f"{len(paths)} notebooks, {len(problems)} problems")
+    return int(bool(problems))
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from prompteol_utils import tidy
+
+    changed = getattr(tidy, options.change)(options.notebooks)
+    print("\n".join([*map(tidy.show, changed), f"{len(changed)} notebooks changed"]))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from prompteol_utils import models
+
+    for name in options.models or [DEFAULT_MODEL]:
+        models.fetch_model(name)
+        print(f"{name} is in the cache folder", flush=True)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from prompteol_utils.registry import MODELS
+
+    rows = [("name", "hub id", "weights", "licence")] + [(s.name, s.hub_id, s.weight_origin, s.licence) for s in MODELS.values()]
+    for row in rows:
+        print("  ".join(cell.ljust(max(len(r[i]) for r in rows)) for i, cell in enumerate(row)).rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
