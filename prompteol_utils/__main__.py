@@ -188,6 +188,7 @@ def _sts(options: argparse.Namespace) -> int:
                 print(f"{prompt.name} {task} {options.split}: done before, in {options.output}")
                 continue
             rows.append(_score(encoder, one, key, options))
+            print(f"{prompt.name} {task} {options.split}: {rows[-1]['spearman']:.2f}", flush=True)
             if store:
                 store.append(rows[-1])
     if rows:

@@ -1,0 +1,61 @@
+"""What `make test` runs: every step, even when one fails; the failures are listed at the end and the exit code says so."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIES = "build/nbval"
+PYTHON = sys.executable
+MAKE_COPIES = f"from prompteol_utils import runner; print(len(runner.smoke_copies({COPIES!r})), 'copies')"
+NOISE = "Kernel is running over TCP"
+
+STEPS = {
+    "ruff check": ["-m", "ruff", "check", "."],
+    "ruff format": ["-m", "ruff", "format", "--check", "."],
+    "notebook rules": ["-m", "prompteol_utils", "check"],
+    "pytest": ["-m", "pytest", "--color=no"],
+    "notebooks (smoke)": ["-m", "prompteol_utils", "run", "--profile", "smoke"],
+    "copies for nbval": ["-c", MAKE_COPIES],
+    "nbval": ["-m", "pytest", "--nbval-lax", "--nbval-cell-timeout", "900", "-p", "no:cacheprovider", "--color=no", COPIES],
+}
+SUMMARY = re.compile(r"^(=+ )?\d+ (passed|failed|error|skipped|deselected).* in [\d.]+s|^no tests ran")
+FAILURE = re.compile(r"^(FAILED|ERROR) ")
+
+
+def step(name: str, command: list[str]) -> tuple[str, float, int, str, list[str]]:
+    """Run one step, show its lines as they come, keep its summary line and the names of what failed."""
+    print(f"\n=== {name}", flush=True)
+    start, summary, failures = time.perf_counter(), "", []
+    env = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen([PYTHON, *command], cwd=ROOT, env=env, **pipes) as run:
+        for line in run.stdout:
+            if NOISE in line:
+                continue
+            print(line, end="", flush=True)
+            if SUMMARY.match(line):
+                summary = line.strip(" =\n")
+            if FAILURE.match(line):
+                failures.append(line.strip())
+    return name, (time.perf_counter() - start) / 60, run.returncode, summary, failures
+
+
+def main() -> int:
+    done = [step(name, command) for name, command in STEPS.items()]
+    print("\n=== summary")
+    for name, minutes, code, summary, _ in done:
+        print(f"{name:18}  {minutes:5.1f} min  {'FAILED' if code else 'ok':6}  {summary}".rstrip())
+    for name, _, code, _, failures in done:
+        if code:
+            print(f"\n{name} failed (exit code {code})" + "".join(f"\n  {line}" for line in failures))
+    failed = sum(bool(code) for _, _, code, _, _ in done)
+    print(f"\n{len(done) - failed} of {len(done)} steps passed, {sum(minutes for _, minutes, *_ in done):.1f} minutes")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
