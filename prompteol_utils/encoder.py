@@ -320,7 +320,7 @@ class Encoder:
         width = int(lengths.max())
         pad = self.loaded.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
         tokens = torch.tensor([row + [pad] * (width - len(row)) for row in ids])
-        mask = (torch.arange(past + width)[None, :] < past + lengths[:, None]).long()
+        mask = _mask(past + lengths, past + width)
         vectors = []
         for k, states in enumerate(self._forward(tokens, mask, layers, cache)):
             if self.pooling == "last":
@@ -362,6 +362,11 @@ def _has_plain_cache(config) -> bool:
 
     layers = DynamicCache(config=config).layers
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def _mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
+    """Attention mask (rows, width) of right-padded rows: 1 for what a row really holds."""
+    return (torch.arange(width)[None, :] < lengths[:, None]).long()
 
 
 def _expand(pairs, rows: int):

@@ -32,7 +32,11 @@ ARCHITECTURES: dict[str, tuple[str, dict, bool]] = {
     "gemma3": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8}, True),
     "gpt2": ("GPT2Config", _GPT2, False),
     "gpt-neox": ("GPTNeoXConfig", {**_SIZE, "intermediate_size": 64}, False),
-    "lfm2": ("Lfm2Config", {**_LLAMA, "layer_types": ["conv", "full_attention", "conv"]}, True),  # hybrid: short convolutions and attention
+    "lfm2": (
+        "Lfm2Config",
+        {**_LLAMA, "num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+        True,
+    ),  # hybrid: short convolutions and attention
     "bert": ("BertConfig", _BERT, True),
 }
 
