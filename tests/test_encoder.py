@@ -309,7 +309,7 @@ def test_sentence_is_cut_before_it_is_wrapped():
 
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "bert", "llama"])
 def test_very_long_sentence_is_cut_with_one_warning(architecture, caplog):
-    words = ["word%d" % i for i in range(10_000)]
+    words = [f"word{i}" for i in range(10_000)]
     encoder = Encoder(tiny(architecture), PROMPTS_TRIED["two shots"])
     with caplog.at_level(logging.WARNING):
         ids = encoder._tokenize([" ".join(words), " ".join(reversed(words))])
