@@ -62,10 +62,12 @@ def _rows(path: Path, column: str | None) -> Iterator[tuple[int, str]]:
     )
     try:
         column = _column(path, column, reader.fieldnames or [])
+        line = reader.line_num + 1  # where the row begins: a quoted sentence may run over several lines
         for row in reader:
-            yield reader.line_num, row[column]
+            yield line, row[column]
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise SentenceFileError(f"{path}:{reader.line_num}: {error}") from None
+        raise SentenceFileError(f"{path}:{line}: {error}") from None
 
 
 def _objects(path: Path, column: str | None) -> Iterator[tuple[int, str]]:
