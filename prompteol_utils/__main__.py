@@ -227,7 +227,7 @@ def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
     from prompteol_utils.plain import reference
 
     def plain(sentences):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         bar = tqdm(sentences, desc="reference", unit="sentence", leave=False, mininterval=1)
         return reference(encoder.loaded, encoder.prompt, bar, pooling=options.pooling, layer=options.layer)

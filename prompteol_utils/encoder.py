@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from prompteol_utils import hardware
 from prompteol_utils.models import Loaded, load_model, token_ids
