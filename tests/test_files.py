@@ -99,6 +99,22 @@ def test_atomic_file_keeps_permissions_and_follows_a_link(tmp_path):
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_file_writer_leaves_a_whole_file(tmp_path, python, seed):
+    process = python(
+        "import sys, itertools\nfor n in itertools.cycle('abc'):\n    with files.atomic_file('a', 'w') as file:\n"
+        "        file.write(n * 5_000_000)\n    print('x', file=sys.stderr, flush=True)"
+    )
+    process.stderr.readline()
+    for _ in range(20):  # a reader meets whole files only
+        assert len(set((tmp_path / "a").read_text())) == 1
+    time.sleep(random.Random(seed).uniform(0, 0.1))
+    process.kill()
+    process.wait()
+    content = (tmp_path / "a").read_text()
+    assert len(content) == 5_000_000 and len(set(content)) == 1
+
+
 def test_atomic_file_refuses_to_append(tmp_path):
     with pytest.raises(ValueError, match="'a'"), files.atomic_file(tmp_path / "a", "a"):
         pass
@@ -212,6 +228,22 @@ def test_two_processes_writing_one_folder_never_mix(tmp_path, python, hold):
         assert files.manifest_ok(tmp_path / "f")
 
 
+def test_atomic_folder_meets_another_that_came_in_between(tmp_path, monkeypatch):
+    target, real, seen = tmp_path / "f", os.replace, []
+
+    def replace(source, goal):
+        if str(goal) == str(target) and len(seen) < 3:
+            seen.append(goal)
+            target.mkdir()
+            (target / "of another process").write_text("")
+        return real(source, goal)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with files.atomic_folder(target) as folder:
+        (folder / "mine").write_text("")
+    assert len(seen) == 3 and os.listdir(target) == ["mine"] and os.listdir(tmp_path) == ["f"]
+
+
 # --- locks
 
 
@@ -247,7 +279,9 @@ def test_manifest_notices_what_changed(tmp_path):
     assert not files.manifest_ok(tmp_path), "same size, other content"
     (tmp_path / "sub/b").write_text("content")
     assert files.manifest_ok(tmp_path)
+    before = (tmp_path / "a").stat()
     (tmp_path / "a").write_text("conten")
+    os.utime(tmp_path / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert not files.manifest_ok(tmp_path), "cut"
     (tmp_path / "a").unlink()
     assert not files.manifest_ok(tmp_path), "gone"
