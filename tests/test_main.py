@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -85,19 +86,22 @@ def test_encode_of_an_empty_file_has_no_rows(tmp_path, model, expected):
     assert np.load(tmp_path / "o.npy").shape == (0, expected.shape[1])
 
 
-def test_encode_is_streamed(tmp_path):
-    seen = []
+def test_encode_holds_one_chunk_and_leaves_nothing_after_an_error(tmp_path):
+    alive = []
 
     def stream(source):
-        for sentence in source:
-            seen.append(sentence)
-            yield np.ones((1, 2), np.float32)
+        for number, _ in enumerate(source):
+            chunk = np.full((1, 2), number, np.float32)
+            alive.append(weakref.ref(chunk))
+            yield chunk
+            del chunk
+            assert sum(chunk() is not None for chunk in alive) <= 2, "finished chunks are kept in memory"
+            if number == 4:
+                raise KeyError("stop")
 
-    with pytest.raises(ZeroDivisionError):
-        sentences.encode_file(
-            write_input(tmp_path / "a.txt"), tmp_path / "o.npy", 2, lambda s: (1 / 0 if i == 2 else c for i, c in enumerate(stream(s)))
-        )
-    assert len(seen) == 3 and not (tmp_path / "o.npy").exists()
+    with pytest.raises(KeyError):
+        sentences.encode_file(write_input(tmp_path / "a.txt"), tmp_path / "o.npy", 2, stream)
+    assert len(alive) == 5 and not (tmp_path / "o.npy").exists()
 
 
 BAD_FILES = [
