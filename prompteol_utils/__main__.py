@@ -217,6 +217,7 @@ def _row_key(encoder, task: str, pairs, options: argparse.Namespace) -> dict:
         "origin": pairs.origin,
         "text_form": pairs.text_form,
         "weight_origin": loaded.weight_origin,
+        "model_commit": loaded.commit,
         "dtype": loaded.dtype,
         "seed": options.seed,
     }
