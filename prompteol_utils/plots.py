@@ -40,7 +40,7 @@ def similarity_heatmap(
     off = matrix[~np.eye(len(matrix), dtype=bool)]
     image = ax.imshow(matrix, cmap="cividis", vmin=off.min(), vmax=off.max())  # the diagonal is 1 and would use up the range
     ax.set_xticks(range(len(labels)), range(1, len(labels) + 1))
-    ax.set_yticks(range(len(labels)), [f"{_short(label, 44)}  {i}" for i, label in enumerate(labels, 1)])
+    ax.set_yticks(range(len(labels)), [f"{_short(label, 32)}  {i}" for i, label in enumerate(labels, 1)])
     ax.set_xlabel("number of the sentence")
     ax.set_title(title, loc="right")
     ax.figure.colorbar(image, ax=ax, label="cosine", fraction=0.046, pad=0.03, extend="max")
@@ -118,10 +118,10 @@ def score_bars(
         rotation=25 if max(map(len, map(str, names))) > 12 else 0,
         ha="right" if max(map(len, map(str, names))) > 12 else "center",
     )
-    ax.set(ylabel=ylabel, title=title, ylim=(min(0, table[y].min() * 1.15), max(1.0, table[y].max() * 1.15)))
+    ax.set(ylabel=ylabel, title=title, ylim=(min(0, table[y].min() * 1.15), max(1.0, table[y].max() * (1.25 if hue else 1.15))))
     ax.spines[["top", "right"]].set_visible(False)
     if hue:
-        ax.legend(frameon=False, title=hue)
+        ax.legend(frameon=False, ncols=len(series), loc="upper left")
     return ax
 
 
