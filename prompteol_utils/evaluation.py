@@ -1,160 +1,255 @@
-"""Embedding to score: semantic textual similarity as the paper measures it, and the geometry of an embedding space."""
+"""From embeddings to scores: STS as the paper measures it, and what the cloud of vectors looks like.
+
+Everything takes any function that turns a list of sentences into an array, so that a baseline, another library's model and the
+encoder of this package are measured by the same lines.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from prompteol_utils.data import Pairs
 
+Encode = Callable[[list[str]], np.ndarray]
 
-def evaluate_sts(encode: Callable[[list[str]], np.ndarray], pairs: "Pairs | Sequence[Pairs]") -> pd.DataFrame:
-    """Score an encoder on semantic textual similarity.
+
+def evaluate_sts(encode: Encode, pairs: Pairs | Sequence[Pairs]) -> pd.DataFrame:
+    """Score an encoder on STS: Spearman's rank correlation of cosine similarity and grade, times 100.
 
     Args:
-        encode: Any function from a list of strings to (n, d); each distinct sentence is handed over once for all sets.
-        pairs: One set or several.
+        encode: Takes n distinct sentences, returns an array (n, d). It is called once, each sentence appears once, also when tasks
+            share it.
+        pairs: One task or several.
 
     Returns:
-        A row per set: task, spearman (x 100: one Spearman over all its pairs, subsets concatenated: what SentEval calls "all" and the paper
-        reports), spearman_subset_mean (the plain mean over subsets, which other libraries report), n, origin, text_form.
+        One row a task: task, spearman (one correlation over all its pairs: the paper's "all" setting), spearman_subset_mean (the
+        plain mean over its subsets, which other libraries report; NaN where a subset is too small to have one), n, origin, text_form.
 
     Raises:
-        ValueError: A vector is NaN, infinite or the same for every sentence, the shape is wrong, or the gold scores are constant.
+        TypeError: `encode` cannot be called.
+        ValueError: No pairs; the array has another shape; an embedding is NaN, infinite or constant (task, side and index are named);
+            all similarities or all grades are equal, so that no ranking exists.
 
-    Source: section 4.2 of the paper; SentEval. Built in notebook 01.
+    Source: paper, section 4 (SentEval, "all"); SimCSE, appendix on STS aggregation. Built in notebook 01.
     """
-    sets = [pairs] if isinstance(pairs, Pairs) else list(pairs)
-    sentences = list(dict.fromkeys(sentence for one in sets for sentence in (*one.left, *one.right)))
-    vectors = np.asarray(encode(sentences), np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(sentences):
-        raise ValueError(f"encode returned shape {vectors.shape} for {len(sentences)} sentences; (n, d) is needed")
-    row = {sentence: i for i, sentence in enumerate(sentences)}
-    table = []
-    for one in sets:
-        left, right = (vectors[[row[sentence] for sentence in side]] for side in (one.left, one.right))
+    tasks = [pairs] if isinstance(pairs, Pairs) else list(pairs)
+    rows = []
+    for task, left, right in zip(tasks, *embed_pairs(encode, tasks), strict=True):
         similarity = cosines(left, right)
-        table.append(
-            {
-                "task": one.name,
-                "spearman": _spearman(similarity, one.gold, one.name),
-                "spearman_subset_mean": spearman_by(similarity, one.gold, one.subset)["spearman"].mean(),
-                "n": len(one),
-                "origin": one.origin,
-                "text_form": one.text_form,
-            }
+        score = spearman(similarity, task.gold, task.name)
+        mean = spearman_by_subset(similarity, task)["spearman"].mean(skipna=False)
+        rows.append((task.name, score, mean, len(task), task.origin, task.text_form))
+    return pd.DataFrame(rows, columns=["task", "spearman", "spearman_subset_mean", "n", "origin", "text_form"])
+
+
+def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Embed both sides of several tasks, each distinct sentence once.
+
+    Args:
+        encode: As in `evaluate_sts`.
+        tasks: One or more.
+
+    Returns:
+        Two lists with an array (n, d) a task: the left sides and the right sides.
+
+    Raises:
+        TypeError, ValueError: As in `evaluate_sts`.
+    """
+    if not callable(encode):
+        raise TypeError(f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode")
+    if not tasks or not all(len(task) for task in tasks):
+        raise ValueError("no pairs to score")
+    index = {sentence: i for i, sentence in enumerate(dict.fromkeys(s for task in tasks for s in task.sentences))}
+    vectors = np.asarray(encode(list(index)))
+    if vectors.ndim != 2 or len(vectors) != len(index) or vectors.shape[1] < 1:
+        raise ValueError(
+            f"encode returned an array of shape {vectors.shape} for {len(index)} sentences, expected ({len(index)}, dimension)"
         )
-    return pd.DataFrame(table)
+    finite = np.isfinite(vectors).all(axis=1)
+    varied = (vectors != vectors[:, :1]).any(axis=1) if vectors.shape[1] > 1 else vectors[:, 0] != 0
+    for task in tasks:
+        for side in ("left", "right"):
+            rows = [index[sentence] for sentence in getattr(task, side)]
+            for ok, what in ((finite, "holds NaN or infinity"), (varied, "is constant: all its numbers are the same")):
+                if not ok[rows].all():
+                    raise ValueError(f"{task.name}: the embedding of {side} sentence {int(np.argmin(ok[rows]))} {what}")
+    return tuple([vectors[[index[s] for s in getattr(task, side)]] for task in tasks] for side in ("left", "right"))
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows.
+    """Cosine similarity row by row.
 
     Args:
-        left: (n, d).
-        right: (n, d).
+        left: (n, d), no zero row.
+        right: (n, d), no zero row.
 
     Returns:
-        float64 (n,).
+        float64 (n,). Built in notebook 01.
+    """
+    return np.einsum("ij,ij->i", _unit(left), _unit(right))
+
+
+def spearman(similarity: np.ndarray, gold: np.ndarray, name: str = "these pairs") -> float:
+    """Spearman's rank correlation x 100; ties share their mean rank.
+
+    Args:
+        similarity: (n,).
+        gold: (n,).
+        name: What an error calls them.
 
     Raises:
-        ValueError: A row is NaN, infinite or zero, or one side is the same vector throughout; index and side are named.
+        ValueError: Fewer than two pairs, or one side has no ranking because all its values are equal.
     """
-    lengths = []
-    for side, vectors in (("left", left), ("right", right)):
-        if not np.isfinite(vectors).all():
-            index = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
-            raise ValueError(f"the {side} embedding of pair {index} holds NaN or infinite values")
-        lengths.append(np.linalg.norm(vectors.astype(np.float64), axis=1))
-        if (lengths[-1] == 0).any():
-            raise ValueError(f"the {side} embedding of pair {int(np.flatnonzero(lengths[-1] == 0)[0])} is zero, so it has no direction")
-    both = np.concatenate([left, right])
-    if len(left) > 1 and (both == both[0]).all():
-        raise ValueError("all embeddings are the same vector, from pair 0 on: the encoder does not depend on its input")
-    return (left.astype(np.float64) * right).sum(1) / (lengths[0] * lengths[1])
-
-
-def spearman_by(similarity: np.ndarray, gold: np.ndarray, group: Sequence[str]) -> pd.DataFrame:
-    """Spearman x 100 within each group (subset, genre or kind of pair).
-
-    Args:
-        similarity: (n,) cosines.
-        gold: (n,) grades.
-        group: n labels.
-
-    Returns:
-        group, spearman, n, in order of first appearance. A group of constant grades has no Spearman (NaN).
-    """
-    frame = pd.DataFrame({"group": list(group), "similarity": similarity, "gold": gold})
-    rows = []
-    for name, part in frame.groupby("group", sort=False):
-        constant = part["gold"].nunique() < 2
-        rows.append({"group": name, "spearman": np.nan if constant else _spearman(part["similarity"], part["gold"], name), "n": len(part)})
-    return pd.DataFrame(rows)
-
-
-def _spearman(similarity, gold, name: str) -> float:
-    if len(gold) < 2 or np.ptp(gold) == 0:
-        raise ValueError(f"{name}: the gold scores of its {len(gold)} pairs are constant, so no rank correlation exists")
+    if len(gold) < 2:
+        raise ValueError(f"{name}: a rank correlation needs at least two pairs, got {len(gold)}")
+    if np.ptp(gold) == 0:
+        raise ValueError(f"{name}: all {len(gold)} grades are {gold[0]:g}, so there is nothing to rank; take more pairs")
+    similarity = _tied(similarity)
     if np.ptp(similarity) == 0:
-        raise ValueError(f"{name}: every pair has the same cosine, so no rank correlation exists")
+        raise ValueError(f"{name}: all {len(gold)} similarities are {similarity[0]:.4f}; does the embedding depend on the sentence?")
     return 100 * float(spearmanr(similarity, gold).statistic)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def anisotropy(vectors: np.ndarray) -> float:
-    """Mean cosine between different sentences: 0 where directions are spread evenly, near 1 where all vectors point one way.
+def spearman_by_subset(similarity: np.ndarray, pairs: Pairs) -> pd.DataFrame:
+    """Spearman x 100 within each subset (or genre) of a task.
 
     Args:
-        vectors: (n, d) of different, unrelated sentences; n ≥ 2.
+        similarity: (n,), the cosines of the pairs.
+        pairs: The task.
 
     Returns:
-        A number in [-1, 1].
-
-    Source: Ethayarajh (2019), "How contextual are contextualized word representations?". Built in notebook 01.
+        One row a subset, in order of appearance: task, subset, spearman (NaN where all grades or similarities are equal), n.
+        Built in notebook 01.
     """
-    unit, n = _unit(vectors), len(vectors)
-    if n < 2:
-        raise ValueError(f"anisotropy compares different sentences; got {n}")
-    return float((np.square(unit.sum(0)).sum() - n) / (n * (n - 1)))
+    rows = []
+    for subset, at in _groups(pairs.subset):
+        try:
+            score = spearman(similarity[at], pairs.gold[at])
+        except ValueError:
+            score = np.nan
+        rows.append((pairs.name, subset, score, len(at)))
+    return pd.DataFrame(rows, columns=["task", "subset", "spearman", "n"])
+
+
+def rank_errors_by_kind(similarity: np.ndarray, pairs: Pairs) -> pd.DataFrame:
+    """How far each kind of pair is ranked too high or too low: a correlation within one kind says little, its grades hardly differ.
+
+    Args:
+        similarity: (n,), the cosines of the pairs.
+        pairs: A set with kinds: the mini set.
+
+    Returns:
+        One row a kind, the most overrated first: kind, shift (mean of the similarity's rank minus the grade's, in percent of the n
+        pairs: +30 means that three tenths of the set were overtaken wrongly), error (mean size of that difference), n.
+
+    Raises:
+        ValueError: The pairs have no kinds.
+
+    Built in notebook 01.
+    """
+    if not pairs.kind:
+        raise ValueError(f"{pairs.name} ({pairs.origin}) does not say of what kind its pairs are; load_mini_sts does")
+    difference = 100 * (rankdata(_tied(similarity)) - rankdata(pairs.gold)) / len(pairs)
+    rows = [(kind, difference[at].mean(), np.abs(difference[at]).mean(), len(at)) for kind, at in _groups(pairs.kind)]
+    return pd.DataFrame(rows, columns=["kind", "shift", "error", "n"]).sort_values("shift", ascending=False, ignore_index=True)
+
+
+def geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> dict[str, float]:
+    """Anisotropy, alignment and uniformity of a task's embeddings.
+
+    Args:
+        encode: As in `evaluate_sts`.
+        pairs: The task; alignment is over its pairs graded `positive` or more, the other two over its distinct sentences.
+        positive: From which grade on a pair counts as meaning the same.
+
+    Returns:
+        {"anisotropy": …, "alignment": …, "uniformity": …}
+
+    Raises:
+        ValueError: No pair has such a grade; else as in `evaluate_sts`.
+
+    Source: SimCSE, section 3 (STS-B as the sample of pairs). Built in notebook 01.
+    """
+    same = pairs.gold >= positive
+    if not same.any():
+        raise ValueError(f"{pairs.name}: no pair is graded {positive:g} or more, so alignment has nothing to measure")
+    (left,), (right,) = embed_pairs(encode, [pairs])
+    first = {sentence: i for i, sentence in reversed(list(enumerate(pairs.left + pairs.right)))}
+    cloud = np.concatenate([left, right])[sorted(first.values())]
+    return {"anisotropy": anisotropy(cloud), "alignment": alignment(left[same], right[same]), "uniformity": uniformity(cloud)}
+
+
+def anisotropy(x: np.ndarray) -> float:
+    """Mean cosine of two different rows: near 0 when directions spread evenly, near 1 when all point into one narrow cone.
+
+    The mean over all pairs, not over a sample of them: with unit vectors u, (‖Σ u‖² − n) / (n (n − 1)).
+
+    Args:
+        x: (n, d), n ≥ 2, one row for each different sentence.
+
+    Source: Ethayarajh 2019, "How Contextual are Contextualized Word Representations?", section 3 (there for words). Built in notebook 01.
+    """
+    u = _unit(_at_least_two(x))
+    n = len(u)
+    return float((np.square(u.sum(axis=0)).sum() - n) / (n * (n - 1)))
 
 
 def alignment(left: np.ndarray, right: np.ndarray) -> float:
-    """Mean squared distance of unit vectors of paraphrases, E‖f(x) − f(y)‖²: lower is better.
+    """How near sentences of the same meaning lie: mean of ‖u − v‖² on unit vectors; 0 is best, lower is better.
 
     Args:
-        left: (n, d).
-        right: (n, d), paraphrases of left (STS: grades of 4 and more).
+        left: (n, d), one side of pairs that mean the same (STS: graded 4 or more).
+        right: (n, d), the other side.
 
-    Returns:
-        A number in [0, 4].
-
-    Source: Wang and Isola (2020), "Understanding contrastive representation learning through alignment and uniformity on the
-    hypersphere". Built in notebook 01.
+    Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", section 4 (α = 2). Built in notebook 01.
     """
-    if len(left) == 0:
-        raise ValueError("alignment needs at least one pair of paraphrases; got none")
-    return float(np.square(_unit(left) - _unit(right)).sum(1).mean())
+    return float(np.square(_unit(left) - _unit(right)).sum(axis=1).mean())
 
 
-def uniformity(vectors: np.ndarray) -> float:
-    """Log of the mean Gaussian potential of unit vectors, log E exp(−2‖f(x) − f(y)‖²): lower is more evenly spread.
+def uniformity(x: np.ndarray) -> float:
+    """How evenly vectors cover the sphere: log of the mean of exp(−2 ‖u − v‖²) over different rows; lower is better.
+
+    0 means that all rows coincide; the least possible value tends to −4 in many dimensions.
 
     Args:
-        vectors: (n, d) of different sentences; n ≥ 2.
+        x: (n, d), n ≥ 2, one row for each different sentence.
 
-    Returns:
-        A number ≤ 0.
-
-    Source: Wang and Isola (2020). Built in notebook 01.
+    Source: Wang and Isola 2020, section 4 (t = 2). Built in notebook 01.
     """
-    if len(vectors) < 2:
-        raise ValueError(f"uniformity compares different sentences; got {len(vectors)}")
-    unit = _unit(vectors)
-    squared = 2 - 2 * (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-    return float(np.log(np.exp(-2 * squared).mean()))
+    u = _unit(_at_least_two(x))
+    n = len(u)
+    total = 0.0
+    for start in range(0, n, 1024):  # n x n at once would be gigabytes on a whole task
+        block = u[start : start + 1024]
+        kernel = np.exp(4 * (block @ u.T) - 4)  # ‖u − v‖² = 2 − 2 u·v
+        total += kernel.sum() - kernel[np.arange(len(block)), np.arange(start, start + len(block))].sum()
+    return float(np.log(total / (n * (n - 1))))
+
+
+def _tied(similarity: np.ndarray) -> np.ndarray:
+    """Cosines that differ by rounding alone become equal, so that pairs of equal sentences are tied and not ranked by noise."""
+    return np.round(np.asarray(similarity, dtype=np.float64), 10)
+
+
+def _groups(labels: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    labels = np.asarray(labels)
+    return [(label, np.flatnonzero(labels == label)) for label in dict.fromkeys(labels.tolist())]
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length one, in float64: float32 would leave equal sentences with slightly different cosines."""
+    x = np.asarray(x, dtype=np.float64)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    if not np.isfinite(norm).all() or not norm.all():
+        row = int(np.argmin(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))
+        raise ValueError(f"row {row} is zero, NaN or infinite, so it has no direction")
+    return x / norm
+
+
+def _at_least_two(x: np.ndarray) -> np.ndarray:
+    if np.ndim(x) != 2 or len(x) < 2:
+        raise ValueError(f"expected an array (n, d) with n of 2 or more, got shape {np.shape(x)}")
+    return x
