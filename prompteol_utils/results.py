@@ -1,15 +1,14 @@
-"""The one store of finished work: rows with provenance, the embedding cache, the paper's numbers beside ours."""
+"""The one store of finished work: score rows with their provenance, an embedding cache, and the paper's numbers beside ours."""
 
-import hashlib
+import functools
 import json
 import math
 import os
 import platform
-import sqlite3
+import re
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -17,260 +16,359 @@ import numpy as np
 import pandas as pd
 
 from prompteol_utils import files
+from prompteol_utils.embedding_cache import EmbeddingCache
+
+__all__ = [
+    "ORIGINS", "STS_FIELDS", "TEXT_FORMS", "EmbeddingCache", "Store", "check_row", "compare", "one_origin", "paper_table", "provenance",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "data" / "paper"
-PROVENANCE = ("seed", "versions", "commit")
-STS_FIELDS = (
-    *("model", "prompt", "demonstrations", "quantization", "adapter", "task", "split", "n", "spearman", "spearman_subset_mean"),
-    *("origin", "text_form", "weight_origin", "dtype", "seconds", *PROVENANCE),
-)
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+PROVENANCE = {"versions": dict, "commit": str, "seed": int}
+_SCORE = (int, float)
+STS_FIELDS = {
+    "model": str, "prompt": str, "demonstrations": list, "quantization": (str, type(None)), "adapter": (str, type(None)), "task": str,
+    "split": str, "n": int, "spearman": _SCORE, "spearman_subset_mean": _SCORE, "origin": str, "text_form": str, "weight_origin": str,
+    "dtype": str, "seconds": _SCORE, **PROVENANCE,
+}  # fmt: skip
+ORIGINS = ("senteval", "hub", "mini")
+TEXT_FORMS = ("tokenised lower case", "tokenised", "natural")
+
+
+# --- rows
 
 
 def provenance(seed: int = 0) -> dict:
-    """What every row says about where it was computed.
-
-    Args:
-        seed: The seed that the computation used.
+    """What a row must say about the program that made it.
 
     Returns:
-        seed, versions (Python and the packages that decide a number), commit (of this project's checkout; "+dirty" where the package's
-        code differs from it, "unknown" outside git).
+        ``versions`` (of Python and the packages that decide a score), ``commit`` (of this project's checkout when it was first asked
+        for; "+dirty" where code or data differ from it, "unknown" outside a checkout) and ``seed``.
     """
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    return {"versions": dict(_versions()), "commit": _commit(), "seed": seed}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("prompteol-utils", "torch", "transformers", "tokenizers", "bitsandbytes", "peft", "numpy", "scipy", "pandas"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def _commit() -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment).stdout.strip()
 
     try:
-        commit = git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--", "prompteol_utils") else "")
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {"seed": seed, "versions": versions, "commit": commit}
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:  # installed below some other project's checkout
+            return "unknown"
+        changed = git("status", "--porcelain", "--", "prompteol_utils", "data", ":(exclude)data/results")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def check_row(row: dict) -> dict:
+    """Checks a row before it is kept.
+
+    Args:
+        row: an STS row (no ``kind``, or "sts") with every field of ``STS_FIELDS``; or a row of another ``kind`` with the fields of
+            ``PROVENANCE``. More fields are welcome.
+
+    Returns:
+        The same in plain JSON values: NumPy scalars and tuples are converted.
+
+    Raises:
+        ValueError: a field is missing, of another type, not finite or out of range; the message names it.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is a dict of fields, got {type(row).__name__}")
+    row = {name: _plain(name, value) for name, value in row.items()}
+    _check_fields(row)
+    return row
+
+
+def _check_fields(row: dict) -> None:
+    kind = row.get("kind", "sts")
+    if not isinstance(kind, str) or not kind:
+        raise ValueError(f"kind is a name such as 'sts' or 'bench', got {kind!r}")
+    required = STS_FIELDS if kind == "sts" else PROVENANCE
+    if missing := [name for name in required if name not in row]:
+        raise ValueError(f"a row of kind {kind!r} lacks {', '.join(missing)}; results.provenance() gives {', '.join(PROVENANCE)}")
+    for name, types in required.items():
+        if not isinstance(row[name], types) or isinstance(row[name], bool):
+            allowed = " or ".join(one.__name__ for one in (types if isinstance(types, tuple) else (types,)))
+            raise ValueError(f"{name} is {allowed}, got {row[name]!r}")
+    if kind != "sts":
+        return
+    for name in ("spearman", "spearman_subset_mean"):
+        if not -100 <= row[name] <= 100:
+            raise ValueError(f"{name} is a correlation x 100, from -100 to 100, got {row[name]!r}")
+    if row["n"] < 1 or row["seconds"] < 0:
+        raise ValueError(f"n is at least 1 and seconds at least 0, got {row['n']!r} and {row['seconds']!r}")
+    for name, allowed in (("origin", ORIGINS), ("text_form", TEXT_FORMS)):
+        if row[name] not in allowed:
+            raise ValueError(f"unknown {name} {row[name]!r}; allowed: {', '.join(allowed)}")
+
+
+def _plain(name: str, value: object) -> object:
+    """JSON and back. Beside every score, NaN and infinity are refused in every field: no JSON reader would take them."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False, default=_scalar).encode())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"field {name!r} cannot be kept as JSON: {error} (got {str(value)[:80]!r})") from None
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 class Store:
-    """Rows of finished work in one JSON-lines file, safe for two processes and for a kill at any moment.
+    """Rows of finished work in a file of JSON lines, safe to share between processes and to kill at any moment.
 
     Args:
-        path: The file; made with its first row.
+        path: the file; it appears with the first row.
 
-    Built in notebook 01.
+    Example:
+        >>> store = Store("rows.jsonl")  # doctest: +SKIP
+        >>> if not store.done({"model": "opt-125m", "task": "stsb"}):
+        ...     store.append(row)
     """
 
-    def __init__(self, path: "str | os.PathLike"):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._forget()
 
-    def append(self, row: dict) -> None:
-        """Add a row: a score (all of `STS_FIELDS`), or another measure, which names its `kind` and its provenance.
+    def _forget(self) -> None:
+        self._rows: list[dict] = []
+        self._stamp: tuple | None = None
+        self._end, self._lines, self._last = 0, 0, b""  # how far it was read, and the last line, by which the file is known again
+        self._indexes: dict[tuple[str, ...], set[str]] = {}
 
-        Args:
-            row: Plain JSON values.
-
-        Raises:
-            ValueError: A required field is missing, or a number is NaN or infinite.
-        """
-        required = STS_FIELDS if "kind" not in row else ("kind", *PROVENANCE)
-        if missing := [field for field in required if field not in row]:
-            raise ValueError(
-                f"a row without {', '.join(missing)}; a score needs {', '.join(STS_FIELDS)}, another measure kind + provenance"
-            )
-        if bad := [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
-            raise ValueError(f"a row whose {', '.join(bad)} is not a finite number: {[row[name] for name in bad]}")
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, sort_keys=True).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.lock(self.path.with_name(f".{self.path.name}.lock")):
-            self._rows(repair=True)
-            with open(self.path, "ab", buffering=0) as out:
-                out.write(line)  # one write: a kill leaves the whole line, or a torn last one that the next append drops
-                os.fsync(out.fileno())
-
-    def rows(self) -> list[dict]:
-        """Return all rows as dicts, in the order of writing.
+    def append(self, *rows: dict) -> None:
+        """Adds rows, all of them or none, and returns when they are on the disk.
 
         Raises:
-            ValueError: A broken line before the last one; the message names file and line.
+            ValueError: a row lacks a field or has a bad value (`check_row`); nothing is written.
+            CacheError: the disk is full or the folder read-only; nothing is left of the rows.
         """
-        return self._rows()
-
-    def read(self) -> pd.DataFrame:
-        """Return all rows as a table, in the order of writing; an empty one where there is no file yet."""
-        return pd.DataFrame(self._rows())
+        lines = "".join(json.dumps(check_row(row), ensure_ascii=False) + "\n" for row in rows).encode()
+        with files.lock(self.path):
+            torn = self._refresh()
+            if torn:
+                warnings.warn(f"{self.path}: the last line was cut off by a kill; it is dropped", stacklevel=2)
+                os.truncate(self.path, self._end)
+            missing_newline = self._last and not self._last.endswith(b"\n")
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            size = os.fstat(handle).st_size
+            try:
+                lines = b"\n" * bool(missing_newline) + lines
+                if os.write(handle, lines) != len(lines):
+                    raise OSError("no space left for a whole line")
+                os.fsync(handle)
+            except OSError as error:
+                os.ftruncate(handle, size)
+                raise files.CacheError(
+                    f"{self.path} could not be written ({error}): free some space on its disk and run this again"
+                ) from error
+            finally:
+                os.close(handle)
 
     def done(self, key: dict) -> bool:
-        """Tell whether some row agrees with `key` on every field of it (a field that a row lacks counts as None)."""
-        key = json.loads(json.dumps(key))
-        return any(all(row.get(name) == value for name, value in key.items()) for row in self._rows())
+        """Whether some row has every field of ``key`` with an equal value (1 equals 1.0; lists are compared item by item)."""
+        if not key:
+            raise ValueError("done needs at least one field, such as {'model': 'opt-125m', 'task': 'stsb'}")
+        self._look()
+        names = tuple(sorted(key))
+        if names not in self._indexes:
+            self._indexes[names] = {_value_key(row, names) for row in self._rows if all(name in row for name in names)}
+        return _value_key(key, names) in self._indexes[names]
 
-    def _rows(self, repair: bool = False) -> list[dict]:
-        if not self.path.exists():
-            return []
-        content, rows, good = self.path.read_bytes(), [], 0
-        lines = content.splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict) or not line.endswith(b"\n"):
-                    raise ValueError("torn")
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{self.path}:{number}: not a JSON row ({error}); repair or delete this line") from error
-                if repair:
-                    warnings.warn(f"{self.path}:{number}: a torn last row (a killed run) is dropped", stacklevel=3)
-                    os.truncate(self.path, good)
-                break
-            rows.append(row)
-            good += len(line)
-        return rows
+    def read(self) -> pd.DataFrame:
+        """All rows in the order they were added; without any, an empty table with the columns of an STS row.
 
-
-class EmbeddingCache:
-    """Vectors that were computed once: one SQLite file for each encoder, so that a second run encodes nothing.
-
-    An encoder is anything with `key` (a dict of all that decides a vector: model, weight origin, prompt, dtype, …) and `encode`.
-
-    Args:
-        folder: Where the files are; None takes `embeddings` in the cache folder.
-
-    Built in notebook 01.
-    """
-
-    def __init__(self, folder: "str | os.PathLike | None" = None):
-        self.folder = Path(folder) if folder else files.cache_folder() / "embeddings"
-
-    def wrap(self, encoder) -> Callable[[Sequence[str]], np.ndarray]:
-        """Return an `encode` function for `encoder` that looks here first."""
-        return lambda sentences, **options: self.encode(encoder, sentences, **options)
-
-    def path(self, encoder) -> Path:
-        """Return the file of an encoder's vectors."""
-        identity = json.dumps(encoder.key, sort_keys=True, default=str)
-        return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.sqlite"
-
-    def encode(self, encoder, sentences: Sequence[str], *, show_progress_bar: bool | None = None, chunk: int = 1024) -> np.ndarray:
-        """Embed sentences, computing only those that are not stored.
-
-        Args:
-            encoder: As above.
-            sentences: Strings.
-            show_progress_bar: Handed to the encoder.
-            chunk: Sentences computed between two commits: what a kill loses at most.
-
-        Returns:
-            float32 (n, d) in input order.
+        Raises:
+            ValueError: a line is no valid row; the message names file and line. A last line cut off by a kill is only warned about.
         """
-        sentences = list(sentences)
-        if not sentences or not all(isinstance(sentence, str) for sentence in sentences):
-            return encoder.encode(sentences)  # its errors and its empty result are the right ones
-        names = {sentence: hashlib.sha256(sentence.encode("utf-8", "surrogatepass")).digest() for sentence in sentences}
-        with self._database(encoder) as database:
-            known = self._read(database, list(names.values()))
-            missing = [sentence for sentence, name in names.items() if name not in known]
-            missing.sort(key=len, reverse=True)  # like lengths share a chunk, so padding stays small
-            for start in range(0, len(missing), chunk):
-                part = missing[start : start + chunk]
-                for sentence, vector in zip(part, encoder.encode(part, show_progress_bar=show_progress_bar), strict=True):
-                    known[names[sentence]] = vector
-                with database:
-                    rows = [(names[sentence], known[names[sentence]].astype("<f4").tobytes()) for sentence in part]
-                    database.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
-        return np.stack([known[names[sentence]] for sentence in sentences])
+        self._look()
+        return pd.DataFrame(self._rows) if self._rows else pd.DataFrame(columns=list(STS_FIELDS))
 
-    @contextmanager
-    def _database(self, encoder) -> Iterator[sqlite3.Connection]:
-        path = self.path(encoder)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _look(self) -> None:
+        if self._refresh():  # cut off, or another process is just writing it
+            try:
+                with files.lock(self.path):
+                    torn = self._refresh()
+            except files.CacheError:  # a read-only folder: nobody writes here
+                torn = True
+            if torn:
+                warnings.warn(f"{self.path}: the last line was cut off by a kill; it is left out", stacklevel=3)
+
+    def _refresh(self) -> bool:
+        """Reads what was added since the last time, or everything if the file is another one. True if its last line is cut off."""
         try:
-            database = self._open(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full: not the file's fault
-                raise files.CacheError(f"the embedding cache {path} cannot be used ({error}); PROMPTEOL_CACHE moves it") from error
-            warnings.warn(f"the embedding cache {path} is damaged; it is set aside and made anew", stacklevel=4)
-            path.replace(path.with_suffix(".damaged"))
-            for extra in ("-wal", "-shm"):
-                Path(f"{path}{extra}").unlink(missing_ok=True)
-            database = self._open(path)
-        with closing(database):
-            yield database
+            status = self.path.stat()
+        except FileNotFoundError:
+            self._forget()
+            return False
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if stamp == self._stamp:
+            return False
+        if self._stamp and stamp[0] != self._stamp[0]:
+            self._forget()
+        with open(self.path, "rb") as file:
+            file.seek(self._end - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._forget()
+                file.seek(0)
+            added = file.read()
+        lines = re.findall(rb"[^\n]*\n|[^\n]+", added)
+        for at, line in enumerate(lines):
+            try:
+                self._add(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                if at == len(lines) - 1:
+                    return True
+                self._refuse(f"not JSON ({error}); repair or remove the line")
+            except ValueError as error:
+                self._refuse(str(error))
+        self._stamp = stamp
+        return False
 
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, timeout=60)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
-            if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("damaged")
-        except BaseException:
-            database.close()
-            raise
-        return database
+    def _add(self, line: bytes) -> None:
+        if line.strip():
+            row = json.loads(line, parse_constant=_no_number)
+            if not isinstance(row, dict):
+                raise ValueError(f"a row is an object of fields, got {line[:40]!r}")
+            _check_fields(row)
+            self._rows.append(row)
+            for names, index in self._indexes.items():
+                if all(name in row for name in names):
+                    index.add(_value_key(row, names))
+        self._end, self._last, self._lines = self._end + len(line), line, self._lines + 1
 
-    @staticmethod
-    def _read(database: sqlite3.Connection, names: list[bytes]) -> dict[bytes, np.ndarray]:
-        found = {}
-        for start in range(0, len(names), 900):  # SQLite's limit on variables
-            part = names[start : start + 900]
-            marks = ",".join("?" * len(part))
-            for name, vector in database.execute(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", part):
-                found[name] = np.frombuffer(vector, "<f4")
-        return found
+    def _refuse(self, reason: str) -> None:
+        line = self._lines + 1
+        self._forget()
+        raise ValueError(f"{self.path}, line {line}: {reason}") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no score and no JSON")
+
+
+def _value_key(row: dict, names: Iterable[str]) -> str:
+    return json.dumps([_whole(row[name]) for name in names], sort_keys=True, default=_scalar)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# --- the paper's numbers
+
+SAME = (
+    "model",
+    "prompt",
+    "demonstrations",
+    "quantization",
+    "adapter",
+    "pooling",
+    "layer",
+    "split",
+    "n",
+    "origin",
+    "text_form",
+    "aggregation",
+)
+ONE = ("origin", "text_form", "weight_origin")
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """Return a table of published numbers; every row carries its source.
+    """A table of published numbers, each row with its source.
 
     Args:
-        name: "sts", "demonstrations", "transfer", "followups" or "text_facts".
+        name: "sts" (tables of the paper, with and without fine-tuning), "demonstrations", "transfer", "followups" or "text_facts";
+            described in data/README.md.
 
     Raises:
-        ValueError: Unknown table; the message lists the known ones.
+        ValueError: no such table; the message lists them.
     """
-    path = PAPER / f"{name}.csv"
-    if not path.is_file():
-        raise ValueError(f"unknown table {name!r}; allowed: {', '.join(sorted(file.stem for file in PAPER.glob('*.csv')))}")
-    return pd.read_csv(path)
-
-
-def one_origin(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table unchanged if its scores may stand in one column.
-
-    Args:
-        frame: Rows of scores.
-
-    Raises:
-        ValueError: origin, text_form or weight_origin differ between rows of one task (and, for weights, one model).
-    """
-    for field, by in (("origin", ["task"]), ("text_form", ["task"]), ("weight_origin", ["model"])):
-        by = [name for name in by if name in frame]
-        if field not in frame or not by:
-            continue
-        for name, values in frame.groupby(by)[field]:
-            if values.nunique(dropna=False) > 1:
-                raise ValueError(
-                    f"{by[0]} {name[0]!r} mixes {field} {sorted(map(str, values.unique()))}; scores on different ones need columns apart"
-                )
-    return frame
+    file = PAPER / f"{name}.csv"
+    if not re.fullmatch(r"\w+", name) or not file.is_file():
+        raise ValueError(f"unknown paper table {name!r}; there are: {', '.join(sorted(one.stem for one in PAPER.glob('*.csv')))}")
+    table = pd.read_csv(file)
+    texts = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
+    return table.fillna(dict.fromkeys(texts, ""))
 
 
 def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Put our scores beside the paper's.
+    """Our STS rows beside published ones of the same task.
+
+    A difference is filled in only where both are the same measurement: every field of ``SAME`` agrees (model, prompt, the set and its
+    size, the way subsets are put together). Anywhere else the published number is context, and the difference is NaN.
 
     Args:
-        ours: STS rows (model, prompt, task, split, spearman, origin).
-        paper: Rows of `paper_table("sts")`.
+        ours: rows of a store; ``spearman`` is taken, which is the "all" aggregation.
+        paper: rows of ``paper_table("sts")``, those that are to stand beside ours.
 
     Returns:
-        ours with two more columns: paper, and difference (ours − paper). Both are NaN unless model, prompt, task and set agree: the paper
-        ran SentEval's test files, whole and with "all" aggregation; its other rows are context, not a comparison.
+        Columns model, prompt, task, system, ours, paper, difference; one row for each pair of ours and published.
     """
-    keys = ["model", "prompt", "task"]
-    published = paper.loc[paper["demonstrations"].eq(0) & paper["model"].notna(), [*keys, "score"]].rename(columns={"score": "paper"})
-    table = ours.merge(published, on=keys, how="left")
-    comparable = table["origin"].isin(["senteval", "hub"]) & table["split"].eq("test")
-    if "demonstrations" in table:
-        comparable &= table["demonstrations"].map(len).eq(0)
-    table["paper"] = table["paper"].where(comparable)
-    table["difference"] = table["spearman"] - table["paper"]
-    return table
+    for frame, name, needed in ((ours, "ours", ("model", "prompt", "task", "spearman")), (paper, "paper", ("system", "task", "score"))):
+        if missing := [column for column in needed if column not in frame.columns]:
+            raise ValueError(f"{name} lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    published: dict[str, list[dict]] = {}
+    for row in paper.to_dict("records"):
+        published.setdefault(row["task"], []).append(row)
+    rows = []
+    for row in ours.to_dict("records"):
+        for other in published.get(row["task"], [{"system": "", "score": math.nan}]):
+            same = all(_alike({"aggregation": "all"} | row, name) == _alike(other, name) for name in SAME)
+            difference = row["spearman"] - other["score"] if same else math.nan
+            both = {"system": other["system"], "ours": row["spearman"], "paper": other["score"], "difference": difference}
+            rows.append({name: row[name] for name in ("model", "prompt", "task")} | both)
+    return pd.DataFrame(rows, columns=["model", "prompt", "task", "system", "ours", "paper", "difference"])
+
+
+def _alike(row: dict, name: str) -> str:
+    """A field in the form a CSV has it: nothing is "", a list of demonstrations is joined, 3 is 3.0."""
+    value = row.get(name)
+    if isinstance(value, list | tuple):
+        return " | ".join(map(str, value))
+    return "" if value is None or value != value else str(_whole(value))
+
+
+def one_origin(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
+    """Refuses to show scores of different sets, text forms or weights as if they could be compared. Tables and plots call it.
+
+    Args:
+        frame: rows with ``origin``, ``text_form`` and ``weight_origin``.
+        column: the field that the table's columns (or the plot's colours) are made of; each of its values must be of one kind. None: all
+            rows stand in one column. Text forms are compared within a task: SentEval's SICK keeps its upper case, the other sets do not.
+
+    Returns:
+        The frame itself.
+
+    Raises:
+        ValueError: a field is missing, or mixed; names the values.
+    """
+    if missing := [name for name in (*ONE, *([column] if column else [])) if name not in frame.columns]:
+        raise ValueError(f"scores without {', '.join(missing)} cannot be shown: nobody could tell what they are")
+    for value, part in frame.groupby(column, dropna=False, sort=False) if column else [("", frame)]:
+        for name in ONE:
+            groups = part.groupby("task", dropna=False)[name] if name == "text_form" and "task" in part.columns else [("", part[name])]
+            for _, values in groups:
+                if len(kinds := sorted({str(one) for one in values})) > 1:
+                    where = f"for {column} {value!r}" if column else "in one column"
+                    raise ValueError(f"{name} is mixed {where}: {', '.join(kinds)}; show them in separate columns, or leave one out")
+    return frame
