@@ -147,6 +147,7 @@ class Store:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._lock = self.path.with_name(f".{self.path.name}.lock")
         self._forget()
 
     def _forget(self) -> None:
@@ -163,7 +164,7 @@ class Store:
             CacheError: the disk is full or the folder read-only; nothing is left of the rows.
         """
         lines = "".join(json.dumps(check_row(row), ensure_ascii=False) + "\n" for row in rows).encode()
-        with files.lock(self.path):
+        with files.lock(self._lock):
             torn = self._refresh()
             if torn:
                 warnings.warn(f"{self.path}: the last line was cut off by a kill; it is dropped", stacklevel=2)
@@ -185,14 +186,19 @@ class Store:
                 os.close(handle)
 
     def done(self, key: dict) -> bool:
-        """Whether some row has every field of ``key`` with an equal value (1 equals 1.0; lists are compared item by item)."""
+        """Whether some row agrees with every field of ``key``: 1 equals 1.0, a list another of the same items, None a missing field."""
         if not key:
             raise ValueError("done needs at least one field, such as {'model': 'opt-125m', 'task': 'stsb'}")
         self._look()
         names = tuple(sorted(key))
         if names not in self._indexes:
-            self._indexes[names] = {_value_key(row, names) for row in self._rows if all(name in row for name in names)}
+            self._indexes[names] = {_value_key(row, names) for row in self._rows}
         return _value_key(key, names) in self._indexes[names]
+
+    def rows(self) -> list[dict]:
+        """All rows as dicts, as `read`."""
+        self._look()
+        return [dict(row) for row in self._rows]
 
     def read(self) -> pd.DataFrame:
         """All rows in the order they were added; without any, an empty table with the columns of an STS row.
@@ -206,7 +212,7 @@ class Store:
     def _look(self) -> None:
         if self._refresh():  # cut off, or another process is just writing it
             try:
-                with files.lock(self.path):
+                with files.lock(self._lock):
                     torn = self._refresh()
             except files.CacheError:  # a read-only folder: nobody writes here
                 torn = True
@@ -252,8 +258,7 @@ class Store:
             _check_fields(row)
             self._rows.append(row)
             for names, index in self._indexes.items():
-                if all(name in row for name in names):
-                    index.add(_value_key(row, names))
+                index.add(_value_key(row, names))
         self._end, self._last, self._lines = self._end + len(line), line, self._lines + 1
 
     def _refuse(self, reason: str) -> None:
@@ -267,7 +272,7 @@ def _no_number(name: str) -> None:
 
 
 def _value_key(row: dict, names: Iterable[str]) -> str:
-    return json.dumps([_whole(row[name]) for name in names], sort_keys=True, default=_scalar)
+    return json.dumps([_whole(row.get(name)) for name in names], sort_keys=True, default=_scalar)
 
 
 def _whole(value: object) -> object:
@@ -290,7 +295,6 @@ SAME = (
     "text_form",
     "aggregation",
 )
-ONE = ("origin", "text_form", "weight_origin")
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -341,8 +345,10 @@ def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def _alike(row: dict, name: str) -> str:
-    """A field in the form a CSV has it: nothing is "", a list of demonstrations is joined, 3 is 3.0."""
+    """A field in the form a CSV has it: nothing is "", a list of demonstrations is joined, 3 is 3.0; the hub has SentEval's own files."""
     value = row.get(name)
+    if name == "origin" and value == "hub":
+        return "senteval"
     if isinstance(value, list | tuple):
         return " | ".join(map(str, value))
     return "" if value is None or value != value else str(_whole(value))
@@ -352,23 +358,22 @@ def one_origin(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
     """Refuses to show scores of different sets, text forms or weights as if they could be compared. Tables and plots call it.
 
     Args:
-        frame: rows with ``origin``, ``text_form`` and ``weight_origin``.
-        column: the field that the table's columns (or the plot's colours) are made of; each of its values must be of one kind. None: all
-            rows stand in one column. Text forms are compared within a task: SentEval's SICK keeps its upper case, the other sets do not.
+        frame: rows of scores; of ``origin``, ``text_form`` and ``weight_origin``, those that it has are looked at.
+        column: the field whose values become separate columns; None: all rows stand in one. In one column there is one origin, one
+            text form a task (SentEval's SICK keeps its upper case, the other sets do not) and one weight origin a model.
 
     Returns:
         The frame itself.
 
     Raises:
-        ValueError: a field is missing, or mixed; names the values.
+        ValueError: one of them is mixed; names the values.
     """
-    if missing := [name for name in (*ONE, *([column] if column else [])) if name not in frame.columns]:
-        raise ValueError(f"scores without {', '.join(missing)} cannot be shown: nobody could tell what they are")
-    for value, part in frame.groupby(column, dropna=False, sort=False) if column else [("", frame)]:
-        for name in ONE:
-            groups = part.groupby("task", dropna=False)[name] if name == "text_form" and "task" in part.columns else [("", part[name])]
-            for _, values in groups:
-                if len(kinds := sorted({str(one) for one in values})) > 1:
-                    where = f"for {column} {value!r}" if column else "in one column"
-                    raise ValueError(f"{name} is mixed {where}: {', '.join(kinds)}; show them in separate columns, or leave one out")
+    for field, within in (("origin", None), ("text_form", "task"), ("weight_origin", "model")):
+        by = [name for name in (column, within) if name is not None and (name == column or name in frame.columns)]
+        for where, values in (
+            frame.groupby(by, dropna=False, sort=False)[field] if by and field in frame.columns else [((), frame.get(field, []))]
+        ):
+            if len(kinds := sorted({str(one) for one in values})) > 1:
+                place = " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True)) or "one column"
+                raise ValueError(f"{field} is mixed within {place}: {', '.join(kinds)}; show them in separate columns, or leave one out")
     return frame

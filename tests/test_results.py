@@ -42,7 +42,7 @@ def test_rows_come_back_as_they_went(store):
     assert [json.loads(line) for line in store.path.read_bytes().split(b"\n")[:-1]] == rows
     for again in (store, results.Store(store.path)):
         frame = again.read()
-        assert list(frame["task"]) == ["stsb", "sts12"] and frame["demonstrations"][0] == rows[0]["demonstrations"]
+        assert again.rows() == rows and list(frame["task"]) == ["stsb", "sts12"] and frame["demonstrations"][0] == rows[0]["demonstrations"]
 
 
 def test_an_absent_store_is_empty_and_not_created(store):
@@ -152,7 +152,8 @@ def test_done_compares_every_field_as_plain_values(store):
     assert store.done({"seconds": 2}) and store.done({"n": 1379.0}) and store.done({"n": np.int64(1379)})
     for key in ({"task": "sts12"}, {"demonstrations": ["c=>d", "a=>b"]}, {"demonstrations": ["a=>b"]}, {"quantization": "nf4"}):
         assert not store.done(key)
-    assert not store.done({"task": "stsb", "n": 5}) and not store.done({"unknown": None}) and not store.done({"n": "1379"})
+    assert not store.done({"task": "stsb", "n": 5}) and not store.done({"unknown": 1}) and not store.done({"n": "1379"})
+    assert store.done({"a field of later days": None})
     with pytest.raises(ValueError, match="at least one field"):
         store.done({})
 
@@ -492,6 +493,10 @@ def test_a_difference_only_for_the_same_measurement():
     }  # fmt: skip
 
 
+def test_the_archive_on_the_hub_is_the_same_set():
+    assert results.compare(pd.DataFrame([ROW | {"origin": "hub"}]), paper())["difference"].notna().all()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -535,20 +540,27 @@ def test_unknown_paper_table_names_the_known_ones():
             results.paper_table(name)
 
 
-@pytest.mark.parametrize("field, other", [("origin", "mini"), ("text_form", "natural"), ("weight_origin", "gguf")])
-def test_one_origin_refuses_a_mixture(field, other):
+@pytest.mark.parametrize(
+    "field, other, place",
+    [("origin", "mini", "one column"), ("text_form", "natural", "task 'stsb'"), ("weight_origin", "gguf", "model 'opt-125m'")],
+)
+def test_one_origin_refuses_a_mixture(field, other, place):
     frame = pd.DataFrame([ROW, ROW | {"prompt": "means", field: other}])
-    with pytest.raises(ValueError, match=f"{field} is mixed in one column: .*{other}"):
+    with pytest.raises(ValueError, match=f"{field} is mixed within {place}: .*{other}"):
         results.one_origin(frame)
     assert results.one_origin(frame, "prompt") is frame
-    with pytest.raises(ValueError, match=f"{field} is mixed for task 'stsb'"):
-        results.one_origin(frame, "task")
-    with pytest.raises(ValueError, match=f"without {field}"):
-        results.one_origin(frame.drop(columns=field))
+    with pytest.raises(ValueError, match=f"{field} is mixed within split 'test'"):
+        results.one_origin(frame, "split")
+    with pytest.raises(ValueError, match=f"{field} is mixed within one column"):
+        results.one_origin(frame.drop(columns=["task", "model"]))
+    assert len(results.one_origin(frame.drop(columns=field))) == 2
 
 
-def test_one_origin_lets_sick_keep_its_case():
-    frame = pd.DataFrame([ROW, ROW | {"task": "sickr", "text_form": "tokenised"}])
+def test_one_origin_looks_across_tasks_for_the_set_but_within_one_for_its_text():
+    sick = ROW | {"task": "sickr", "text_form": "tokenised"}
+    frame = pd.DataFrame([ROW, sick])
     assert results.one_origin(frame) is frame
-    with pytest.raises(ValueError, match="text_form is mixed"):
-        results.one_origin(frame.drop(columns="task"))
+    with pytest.raises(ValueError, match="origin is mixed within one column: mini, senteval"):
+        results.one_origin(pd.DataFrame([ROW, sick | {"origin": "mini"}]))
+    two_models = pd.DataFrame([ROW, ROW | {"model": "all-minilm-l6-v2", "weight_origin": "hub fp32"}])
+    assert results.one_origin(two_models) is two_models
