@@ -68,7 +68,7 @@ def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray
             f"encode returned an array of shape {vectors.shape} for {len(index)} sentences, expected ({len(index)}, dimension)"
         )
     finite = np.isfinite(vectors).all(axis=1)
-    varied = (vectors != vectors[:, :1]).any(axis=1) if vectors.shape[1] > 1 else vectors[:, 0] != 0
+    varied = (vectors != vectors[:, :1]).any(axis=1)
     for task in tasks:
         for side in ("left", "right"):
             rows = [index[sentence] for sentence in getattr(task, side)]
