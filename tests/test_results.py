@@ -262,10 +262,11 @@ def test_three_kills_then_the_same_bytes_as_an_unbroken_run(tmp_path):
     for name in ("killed", "unbroken"):
         (tmp_path / name).mkdir()
     chance, finished = random.Random(5), 0
-    for _ in range(3):
+    for part in range(3):
         process = job(tmp_path / "killed", 1, 400)
-        process.stderr.readline()
-        time.sleep(chance.uniform(0.01, 0.15))
+        for _ in range(90 * part + chance.randint(1, 90)):
+            process.stderr.readline()
+        time.sleep(chance.uniform(0, 0.005))
         process.send_signal(signal.SIGKILL)
         finished += process.wait() == 0
     assert finished == 0, "every kill met a run at work"
