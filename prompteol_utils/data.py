@@ -105,7 +105,7 @@ def load_sts(task: str, split: str = "test", *, root: str | os.PathLike | None =
         ValueError: Unknown task or split, bad limit, or a malformed line (its file and number are named).
         FileNotFoundError: The named folder is missing or lacks the task; or none was named, and no hub is in reach.
 
-    Source: paper, section 4 (STS, "all" setting); SimCSE's copy of SentEval. Built in notebook 01.
+    Source: the experiments of the paper (STS, "all" setting); SimCSE's copy of SentEval. Built in notebook 01.
     """
     if task not in STS_TASKS:
         raise ValueError(f"unknown STS task {task!r}; allowed: {', '.join(STS_TASKS)}")
@@ -172,7 +172,7 @@ def load_demonstrations(path: str | os.PathLike = DATA / "demonstrations.csv") -
     Raises:
         ValueError: A malformed row, a blank sentence or word, a word with a quote or space (file and line named).
 
-    Source: paper, section 4.1 (300 candidates). Built in notebook 02.
+    Source: the demonstration set of the paper (300 candidates). Built in notebook 02.
     """
     return [
         _demonstration(path, line, row["sentence"], row["word"], row["kind"], row["topic"], row.get("source", ""))

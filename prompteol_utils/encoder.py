@@ -49,7 +49,7 @@ class Encoder:
     Raises:
         ValueError: Unknown prompt, pooling or layer.
 
-    Source: section 3 of the paper. Built in notebook 01.
+    Source: the method of the paper. Built in notebook 01.
     """
 
     def __init__(

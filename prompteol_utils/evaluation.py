@@ -32,7 +32,7 @@ def evaluate_sts(encode: Encode, pairs: Pairs | Sequence[Pairs]) -> pd.DataFrame
         ValueError: No pairs; the array has another shape; an embedding is NaN, infinite or constant (task, side and index are named);
             all similarities or all grades are equal, so that no ranking exists.
 
-    Source: paper, section 4 (SentEval, "all"); SimCSE, appendix on STS aggregation. Built in notebook 01.
+    Source: the experiments of the paper (SentEval, "all"); SimCSE, appendix on STS aggregation. Built in notebook 01.
     """
     tasks = [pairs] if isinstance(pairs, Pairs) else list(pairs)
     rows = []

@@ -53,7 +53,7 @@ def next_words(loaded: Loaded, prompt: "Prompt | str", sentence: str, k: int = 1
     Raises:
         ValueError: The model has no LM head.
 
-    Source: section 3 of the paper reads PromptEOL's vector as its next word. Built in notebook 00.
+    Source: the paper reads PromptEOL's vector as its next word. Built in notebook 00.
     """
     if loaded.model.get_output_embeddings() is None:
         raise ValueError(f"{loaded.name} has no LM head, so it predicts no next word; use a causal model such as smollm2-135m-instruct")

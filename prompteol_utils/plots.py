@@ -79,7 +79,7 @@ def sentence_map(
     points = np.asarray(points, dtype=float)
     if points.shape != (len(labels), 2) or (groups is not None and len(groups) != len(labels)):
         raise ValueError(f"a map of {len(labels)} labels needs points ({len(labels)}, 2) and as many groups, got shape {points.shape}")
-    names = _few(dict.fromkeys(groups or []), "groups")
+    names = _few(dict.fromkeys(groups if groups is not None else []), "groups")
     for name, (colour, marker) in names.items() or [(None, (OKABE_ITO[0], "o"))]:
         at = [i for i in range(len(labels)) if groups is None or groups[i] == name]
         ax.scatter(*points[at].T, color=colour, marker=marker, s=45, edgecolor="white", linewidth=0.6, label=name, zorder=3)

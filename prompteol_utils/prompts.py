@@ -9,7 +9,7 @@ POOLINGS = ("last", "mean")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One in-context example: a sentence and the one word that stands for it (paper, section 4.1).
+    """One in-context example: a sentence and the one word that stands for it (the paper's in-context learning).
 
     Args:
         sentence: The example sentence, as it is written between the quotes.
@@ -54,7 +54,7 @@ class Prompt:
     Raises:
         ValueError: Unknown pooling or punctuation.
 
-    Source: section 3 of the paper; the template is the one of the authors' code. Built in notebook 01.
+    Source: the paper's method; the template is the one of the authors' code. Built in notebook 01.
     """
 
     prefix: str
@@ -150,7 +150,7 @@ def with_demonstrations(prompt: "str | Prompt", demonstrations: Iterable[Demonst
     Raises:
         ValueError: The prompt has no open quote for the word to stand in.
 
-    Source: section 4.1 and appendix of the paper; format of the authors' run_icl.sh. Built in notebook 02.
+    Source: the in-context learning of the paper, and its appendix; format of the authors' run_icl.sh. Built in notebook 02.
     """
     prompt, demonstrations = get_prompt(prompt), tuple(demonstrations)
     if not demonstrations:
