@@ -2,13 +2,16 @@
 
 import argparse
 import ast
+import importlib
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from prompteol_utils.cli import DEFAULT_MODEL, encoder_options, load, positive, row_key
+
+ROOMS: tuple[str, ...] = ()  # modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--input", required=True, metavar="FILE", help=".txt (a sentence a line), .csv, .tsv, .jsonl or .parquet")
     encode.add_argument("--output", required=True, metavar="FILE", help=".npy or .parquet")
     encode.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
-    _encoder_options(encode)
+    encoder_options(encode)
     encode.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
 
     sts = verb("sts", _sts, "score a model on semantic textual similarity (Spearman x 100)")
-    _encoder_options(sts)
+    encoder_options(sts)
     sts.add_argument("--prompt", nargs="+", default=["prompteol"], dest="prompts", help="names from PROMPTS (default: prompteol)")
     sts.add_argument(
         "--tasks", nargs="+", default=["stsb"], metavar="TASK", help="sts12 sts13 sts14 sts15 sts16 stsb sickr (default: stsb)"
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     sts.add_argument(
         "--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)"
     )
-    sts.add_argument("--limit", type=_positive, metavar="N", help="a seeded sample of N pairs a set")
+    sts.add_argument("--limit", type=positive, metavar="N", help="a seeded sample of N pairs a set")
     sts.add_argument("--seed", type=int, default=0, help="of that sample (default: %(default)s)")
     sts.add_argument("--output", metavar="FILE", help="append one JSON row a task here; rows that are there are not computed again")
     sts.add_argument("--reference", action="store_true", help="the plain loop, one sentence at a time, to compare with")
@@ -95,26 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch = verb("fetch", _fetch, "download and convert a bundled model, so that later runs need no network")
     fetch.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {DEFAULT_MODEL}")
     verb("models", _models, "list the models that have a name here")
+    for room in ROOMS:
+        importlib.import_module(f"prompteol_utils.{room}").add_verbs(verb)
     return parser
-
-
-def _encoder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a name from `models`, a hub id like org/name, or a folder")
-    parser.add_argument(
-        "--demonstration", action="append", default=[], metavar='"SENTENCE=>WORD"', help="in-context example; repeat for more"
-    )
-    parser.add_argument("--quantization", choices=("nf4", "int8"), help="needs bitsandbytes")
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter on top of the model")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default float32 on a CPU")
-    parser.add_argument("--pooling", choices=("last", "mean"), help="by default the prompt's own")
-    parser.add_argument("--layer", type=int, default=-1, help="index of the hidden states (default: the last)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number of at least 1 is needed, not {text!r}")
-    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -140,28 +126,13 @@ def _literal(text: str):
         return text
 
 
-def _load(options: argparse.Namespace):
-    """The model and its prompts; wrong prompts are said before a model is loaded."""
-    from prompteol_utils.prompts import parse_demonstration, with_demonstrations
-
-    demonstrations = [parse_demonstration(text) for text in options.demonstration]
-    names = options.prompts if hasattr(options, "prompts") else [options.prompt]
-    prompts = [with_demonstrations(name, demonstrations) for name in names]
-    from prompteol_utils.models import load_model
-
-    loaded = load_model(
-        options.model, dtype=options.dtype, quantization=options.quantization, device=options.device, adapter=options.adapter
-    )
-    return loaded, prompts
-
-
 def _encode(options: argparse.Namespace) -> int:
     from prompteol_utils import sentences
 
     sentences.check_target(options.output)
     for _ in sentences.read_sentences(options.input, options.text_column):
         break  # a file that is not there is said before a model is loaded
-    loaded, (prompt,) = _load(options)
+    loaded, (prompt,) = load(options)
     from prompteol_utils.encoder import Encoder
 
     encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
@@ -176,14 +147,14 @@ def _sts(options: argparse.Namespace) -> int:
 
     pairs = [data.load_sts(task, options.split, root=options.root, limit=options.limit, seed=options.seed) for task in options.tasks]
     store = results.Store(options.output) if options.output else None
-    loaded, prompts = _load(options)
+    loaded, prompts = load(options)
     from prompteol_utils.encoder import Encoder
 
     rows = []
     for prompt in prompts:
         encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
         for task, one in zip(options.tasks, pairs, strict=True):
-            key = _row_key(encoder, task, one, options)
+            key = row_key(encoder, task, one, options)
             if store and store.done(key):
                 print(f"{prompt.name} {task} {options.split}: done before, in {options.output}")
                 continue
@@ -197,30 +168,6 @@ def _sts(options: argparse.Namespace) -> int:
         columns = ["model", "prompt", "task", "split", "n", "spearman", "spearman_subset_mean", "origin", "text_form", "seconds"]
         print(pandas.DataFrame(rows)[columns].to_string(index=False, float_format="{:.2f}".format))
     return 0
-
-
-def _row_key(encoder, task: str, pairs, options: argparse.Namespace) -> dict:
-    """What makes a row the same measurement: all its settings, none of its results."""
-    loaded = encoder.loaded
-    return {
-        "model": loaded.name,
-        "prompt": encoder.prompt.name,
-        "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
-        "quantization": loaded.quantization,
-        "adapter": loaded.adapter,
-        "pooling": encoder.pooling,
-        "layer": options.layer,
-        "engine": "reference" if options.reference else "encoder",
-        "task": task,
-        "split": options.split,
-        "n": len(pairs),
-        "origin": pairs.origin,
-        "text_form": pairs.text_form,
-        "weight_origin": loaded.weight_origin,
-        "model_commit": loaded.commit,
-        "dtype": loaded.dtype,
-        "seed": options.seed,
-    }
 
 
 def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:

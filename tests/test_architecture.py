@@ -14,6 +14,7 @@ MAX_LINES = 400
 HOUSE = {
     "__init__": (0, ""),
     "prompts": (0, ""),
+    "cli": (2, "prompts models"),
     "files": (0, ""),
     "registry": (0, ""),
     "hardware": (0, ""),
@@ -35,7 +36,7 @@ EVERYTHING = "__main__"
 
 # Slow to import or not always there: only inside the function that needs them.
 INSIDE = {"peft", "bitsandbytes", "papermill", "nbformat", "sentence_transformers", "mteb", "openai"}
-LIGHT = {"__init__", "__main__", "prompts", "files", "registry", "tidy", "runner"}  # what `--help` and the runner load: no torch, no pandas
+LIGHT = {"__init__", "__main__", "cli", "prompts", "files", "registry", "tidy", "runner"}  # `--help` and the runner: no torch, no pandas
 HEAVY = {"torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "numpy", "pyarrow", *INSIDE}
 
 
