@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from prompteol_utils import hardware
+from prompteol_utils.batching import batches, pad
 from prompteol_utils.models import Loaded, load_model, token_ids
 from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
 
@@ -240,7 +241,7 @@ class Encoder:
         """Embed a chunk of checked sentences; one (n, d) array per layer."""
         row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
         order = [row_of[sentence] for sentence in sentences]
-        ids = self._tokenize(list(row_of))
+        ids = self.tokenize(list(row_of))
         if [] in ids:
             raise BadSentenceError(start + order.index(ids.index([])), f"the tokenizer of {self.loaded.name} finds no token in it")
         shared = self._shared_prefix(ids)
@@ -250,14 +251,14 @@ class Encoder:
         with torch.inference_mode():
             prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
             tails = [row[shared:] for row in ids] if prefix else ids
-            for batch in _batches([len(row) for row in tails], budget):
+            for batch in batches([len(row) for row in tails], budget):
                 for rows, vectors in hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch):
                     for position, row in enumerate(rows):
                         results[row] = [vector[position] for vector in vectors]
                 bar.update(int(repeats[batch].sum()))
         return [np.stack([result[k] for result in results])[order] for k in range(len(layers))]
 
-    def _tokenize(self, sentences: list[str]) -> list[list[int]]:
+    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts. The sentence is cut before it is wrapped, so the suffix always survives."""
         loaded, prompt = self.loaded, self.prompt
         drop_end = self.pooling == "last"
@@ -310,17 +311,20 @@ class Encoder:
             self._prefix = ((ids, layers), (len(ids), pairs, [state.float().sum(1) for state in states]) if complete else None)
         return self._prefix[1]
 
+    def vectors(self, ids: list[list[int]]) -> torch.Tensor:
+        """One batch of token rows (from `tokenize`) as a float32 tensor (rows, d) on the model's device, ready for gradients."""
+        return self._vectors(ids, None, (self.layer,))[0]
+
     def _run(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[np.ndarray]:
-        """One batch, padded on the right (a causal model cannot see it): a float32 array (rows, d) per layer."""
+        return [vector.cpu().numpy() for vector in self._vectors(ids, prefix, layers)]
+
+    def _vectors(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[torch.Tensor]:
+        """One batch: a float32 tensor (rows, d) per layer."""
         past, cache, sums = 0, None, None
         if prefix is not None:
             past, pairs, sums = prefix
             cache = _expand(pairs, len(ids))
-        lengths = torch.tensor([len(row) for row in ids])
-        width = int(lengths.max())
-        pad = self.loaded.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
-        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in ids])
-        mask = _mask(past + lengths, past + width)
+        tokens, mask, lengths = pad(ids, self.loaded.tokenizer.pad_token_id or 0, past)
         vectors = []
         for k, states in enumerate(self._forward(tokens, mask, layers, cache)):
             if self.pooling == "last":
@@ -329,7 +333,7 @@ class Encoder:
                 weights = mask[:, past:, None].to(states.device)
                 total = (states.float() * weights).sum(1) + (sums[k] if sums else 0)
                 vector = total / (past + lengths[:, None].to(states.device))
-            vectors.append((torch.nn.functional.normalize(vector) if self.normalize else vector).cpu().numpy())
+            vectors.append(torch.nn.functional.normalize(vector) if self.normalize else vector)
         return vectors
 
     def _forward(self, tokens: torch.Tensor, mask: torch.Tensor, layers: tuple[int, ...], cache) -> list[torch.Tensor]:
@@ -364,28 +368,11 @@ def _has_plain_cache(config) -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """Attention mask (rows, width) of right-padded rows: 1 for what a row really holds."""
-    return (torch.arange(width)[None, :] < lengths[:, None]).long()
-
-
 def _expand(pairs, rows: int):
     """A fresh cache for one batch. The prefix is a view; the model's first append copies it."""
     from transformers import DynamicCache
 
     return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in pairs])
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut rows into batches of at most `budget` tokens, longest first (out-of-memory shows at once), so that padding stays small."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _validate(sentences: Iterable[str], start: int = 0) -> None:

@@ -18,6 +18,7 @@ HOUSE = {
     "files": (0, ""),
     "registry": (0, ""),
     "hardware": (0, ""),
+    "batching": (0, ""),
     "embedding_cache": (0, "files"),
     "results": (0, "files embedding_cache"),
     "tidy": (0, "files"),
@@ -28,7 +29,7 @@ HOUSE = {
     "models": (1, "hardware files registry"),
     "plots": (1, "results"),
     "tiny": (1, "models"),
-    "encoder": (2, "prompts models hardware registry"),
+    "encoder": (2, "prompts models hardware registry batching"),
     "plain": (2, "prompts models"),
     "evaluation": (2, "data results"),
 }

@@ -168,7 +168,8 @@ def test_broken_cache_is_seen(monkeypatch, architecture):
 @pytest.mark.parametrize(("architecture", "prompt_name"), [("bert", "prompteol"), ("bert", "mean"), ("llama", "mean"), ("opt", "mean")])
 def test_dropped_mask_is_seen(monkeypatch, architecture, prompt_name):
     # A right-padded causal model cannot look at its padding; there the mask matters for the mean over tokens.
-    broken(monkeypatch, "_mask", lambda lengths, width: torch.ones(len(lengths), width, dtype=torch.long))
+    pad = encoder_module.pad
+    broken(monkeypatch, "pad", lambda *args: [torch.ones_like(x) if place == 1 else x for place, x in enumerate(pad(*args))])
     assert_seen(architecture, prompt_name)
 
 
@@ -312,7 +313,7 @@ def test_very_long_sentence_is_cut_with_one_warning(architecture, caplog):
     words = [f"word{i}" for i in range(10_000)]
     encoder = Encoder(tiny(architecture), PROMPTS_TRIED["two shots"])
     with caplog.at_level(logging.WARNING):
-        ids = encoder._tokenize([" ".join(words), " ".join(reversed(words))])
+        ids = encoder.tokenize([" ".join(words), " ".join(reversed(words))])
         vectors = encoder.encode([" ".join(words), " ".join(reversed(words))])
     assert len([record for record in caplog.records if "was cut" in record.message]) == 1
     suffix = encoder.loaded.tokenizer("word" + encoder.prompt.suffix)["input_ids"][-5:]
