@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from prompteol_utils.cli import DEFAULT_MODEL, encoder_options, load, positive, row_key
 
-ROOMS: tuple[str, ...] = ()  # modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside
+ROOMS: tuple[str, ...] = (
+    "cli_scaling",
+)  # modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

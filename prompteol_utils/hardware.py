@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+_STATUS = "/proc/self/status"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,9 +70,12 @@ def memory_in_use(device: torch.device | None = None) -> int:
 
 
 def peak_memory(device: torch.device | None = None) -> int:
-    """Return the peak bytes so far: of the whole process on a CPU (it never falls), since `reset_peak_memory` on a GPU."""
+    """Return the peak bytes since `reset_peak_memory`: torch's on a GPU, else the process's (where it can be reset: Linux)."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if os.path.exists(_STATUS):
+        with open(_STATUS, encoding="utf8") as lines:  # not getrusage, whose peak also counts the process that started this one
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     if sys.platform == "win32":
         import psutil
 
@@ -83,9 +87,12 @@ def peak_memory(device: torch.device | None = None) -> int:
 
 
 def reset_peak_memory(device: torch.device | None = None) -> None:
-    """Start a GPU's peak anew; a CPU process's peak cannot be reset, so measure it in a process of its own."""
+    """Start the peak anew. Outside Linux a process's own peak cannot be reset: measure it in a process of its own."""
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif os.path.exists(_STATUS):
+        with open("/proc/self/clear_refs", "w", encoding="utf8") as control:
+            control.write("5")
 
 
 class Timer:
@@ -111,10 +118,16 @@ class Timer:
         self.seconds = self._now() - self._start
 
 
+class NotEnoughMemoryError(RuntimeError):
+    """A model that will not fit, said before it is loaded: what is needed, what is there, what would fit."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that the device's (or the machine's) memory ran out."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError | NotEnoughMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    )
 
 
 def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tuple[Sequence, object]]:

@@ -32,12 +32,24 @@ HOUSE = {
     "encoder": (2, "prompts models hardware registry batching"),
     "plain": (2, "prompts models"),
     "evaluation": (2, "data results"),
+    "cli_scaling": (4, "cli prompts experiments"),
+    "experiments": (4, "prompts registry models encoder data evaluation hardware results"),
 }
 EVERYTHING = "__main__"
 
 # Slow to import or not always there: only inside the function that needs them.
 INSIDE = {"peft", "bitsandbytes", "papermill", "nbformat", "sentence_transformers", "mteb", "openai"}
-LIGHT = {"__init__", "__main__", "cli", "prompts", "files", "registry", "tidy", "runner"}  # `--help` and the runner: no torch, no pandas
+LIGHT = {
+    "__init__",
+    "__main__",
+    "cli",
+    "cli_scaling",
+    "prompts",
+    "files",
+    "registry",
+    "tidy",
+    "runner",
+}  # `--help` and the runner: no torch, no pandas
 HEAVY = {"torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "numpy", "pyarrow", *INSIDE}
 
 

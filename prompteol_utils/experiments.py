@@ -1,0 +1,185 @@
+"""Grids: models x precisions x prompts x tasks, one row a cell in the store, so that a killed run goes on where it stopped."""
+
+import gc
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from prompteol_utils import data, evaluation, hardware, results
+from prompteol_utils.encoder import Encoder
+from prompteol_utils.models import load_model
+from prompteol_utils.prompts import Prompt, get_prompt
+from prompteol_utils.registry import MODELS
+
+PRECISIONS: dict[str, dict] = {
+    "auto": {},  # fp32 on a CPU, 16 bits on a GPU
+    "fp32": {"dtype": "float32"},
+    "bf16": {"dtype": "bfloat16"},
+    "fp16": {"dtype": "float16"},
+    "nf4": {"quantization": "nf4"},
+    "int8": {"quantization": "int8"},
+}
+
+
+def grid(
+    models: Iterable[str],
+    tasks: Sequence[str],
+    store: "results.Store | str | Path",
+    *,
+    precisions: Sequence[str] = ("auto",),
+    prompts: Sequence["Prompt | str"] = ("prompteol",),
+    split: str = "test",
+    root: "str | Path | None" = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    retry: bool = False,
+) -> pd.DataFrame:
+    """Measure every cell of models x precisions x prompts x tasks that the store does not hold yet.
+
+    A cell is a row of the store as soon as it is done, so a run may be killed at any moment and started again. Where memory runs out, the
+    encoder halves its batches down to single sentences; if even that does not fit, or the model itself does not, the cell becomes a row of
+    kind "failed" with the reason, and the rest go on.
+
+    Args:
+        models: Names, hub ids or folders, each as for `load_model`.
+        tasks: STS tasks.
+        store: Where rows are kept, or the path of its file.
+        precisions: Keys of `PRECISIONS`.
+        prompts: Prompts (demonstrations included) or their names.
+        split: Of the tasks.
+        root: SentEval's folder, as for `load_sts`.
+        limit: A seeded sample of so many pairs a task; None takes all.
+        seed: Of that sample.
+        device: As for `load_model`.
+        batch_tokens: As for `Encoder.encode`.
+        retry: Try cells again that failed before.
+
+    Returns:
+        The rows of this grid, old and new, in the grid's order. Beside the STS fields each has sentences (distinct ones that were
+        embedded), memory_before (bytes in use before the model was loaded), memory_loaded, memory_peak (while it was embedding), device,
+        threads and batch_tokens; a failed one has kind "failed" and reason.
+
+    Raises:
+        ValueError: Unknown precision, prompt, task or model.
+        OSError: A model could not be fetched; the cells before it are in the store.
+
+    Source: the paper's scaling experiments. Built in notebook 03.
+    """
+    store = store if isinstance(store, results.Store) else results.Store(store)
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise ValueError(f"unknown precision {unknown[0]!r}; allowed: {', '.join(PRECISIONS)}")
+    prompts = [get_prompt(prompt) for prompt in prompts]
+    pairs = [data.load_sts(task, split, root=root, limit=limit, seed=seed) for task in tasks]
+    keys = []
+    for model in models:
+        for precision in precisions:
+            cells = [(prompt, one, _key(model, precision, prompt, one, split, seed, device)) for prompt in prompts for one in pairs]
+            keys += [key for _, _, key in cells]
+            todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
+            print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)
+            if todo:
+                _run_cells(model, precision, todo, store, device, batch_tokens)
+    rows = {_text(row): row for row in store.rows()}  # the last row of a cell counts
+    return pd.DataFrame([rows[_text(key)] for key in keys])
+
+
+def _key(model: str, precision: str, prompt: Prompt, pairs: data.Pairs, split: str, seed: int, device: str | None) -> dict:
+    """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verb `sts`."""
+    folder = Path(model).expanduser()
+    settings = PRECISIONS[precision]
+    dtype = hardware.choose_dtype(hardware.choose_device(device), settings.get("dtype"))
+    return {
+        "model": model if model in MODELS or not folder.is_dir() else folder.resolve().name,
+        "prompt": prompt.name,
+        "demonstrations": [f"{d.sentence}=>{d.word}" for d in prompt.demonstrations],
+        "quantization": settings.get("quantization"),
+        "adapter": None,
+        "dtype": str(dtype).removeprefix("torch."),
+        "pooling": prompt.pooling,
+        "layer": -1,
+        "engine": "encoder",
+        "task": pairs.name,
+        "split": split,
+        "n": len(pairs),
+        "origin": pairs.origin,
+        "text_form": pairs.text_form,
+        "seed": seed,
+    }
+
+
+_KEY = (
+    "model", "prompt", "demonstrations", "quantization", "adapter", "dtype", "pooling", "layer", "engine", "task", "split", "n", "origin",
+    "text_form", "seed",
+)  # fmt: skip
+
+
+def _text(row: dict) -> str:
+    return json.dumps([row.get(name) for name in _KEY])
+
+
+def _done(store: results.Store, key: dict) -> bool:
+    return any(_text(row) == _text(key) for row in store.rows() if row.get("kind", "sts") == "sts")
+
+
+def _run_cells(model: str, precision: str, cells: list, store: results.Store, device: str | None, batch_tokens: int | None) -> None:
+    """Load a model once and measure its cells; the model is gone from memory at the end."""
+    place = hardware.choose_device(device)
+    gc.collect()
+    before = hardware.memory_in_use(place)
+    start = time.perf_counter()
+    try:
+        loaded = load_model(model, device=device, **PRECISIONS[precision])
+    except (RuntimeError, MemoryError) as error:
+        if not hardware.is_out_of_memory(error):
+            raise
+        for _, _, key in cells:
+            _fail(store, key, f"loading: {error}", start)
+        return
+    machine = hardware.machine()
+    facts = {
+        "weight_origin": loaded.weight_origin,
+        "adapter": loaded.adapter,
+        "model_commit": loaded.commit,
+        "memory_before": before,
+        "memory_loaded": hardware.memory_in_use(place),
+        "device": machine["gpu"] if place.type == "cuda" else machine["cpu"],
+        "threads": machine["threads"],
+        "batch_tokens": batch_tokens,
+    }
+    for prompt, pairs, key in cells:
+        _run_cell(Encoder(loaded, prompt), pairs, key | facts, store, place, batch_tokens)
+
+
+def _run_cell(encoder: Encoder, pairs: data.Pairs, row: dict, store: results.Store, place, batch_tokens: int | None) -> None:
+    hardware.reset_peak_memory(place)
+    start, embedded = time.perf_counter(), []
+
+    def encode(sentences):
+        embedded.append(len(sentences))
+        return encoder.encode(sentences, batch_tokens=batch_tokens)
+
+    try:
+        with hardware.Timer(place) as timer:
+            scores = evaluation.evaluate_sts(encode, pairs).iloc[0]
+    except (RuntimeError, MemoryError) as error:
+        if not hardware.is_out_of_memory(error):
+            raise
+        _fail(store, row, str(error), start)
+        return
+    measured = {name: float(scores[name]) for name in ("spearman", "spearman_subset_mean")}
+    measured |= {"sentences": embedded[0], "seconds": round(timer.seconds, 2), "memory_peak": hardware.peak_memory(place)}
+    store.append(row | measured | results.provenance(row["seed"]))
+    print(f"  {row['prompt']} {row['task']}: {measured['spearman']:.2f}, {embedded[0] / timer.seconds:.1f} sentences/s", flush=True)
+
+
+def _fail(store: results.Store, row: dict, reason: str, start: float) -> None:
+    reason = " ".join(reason.split())[:300]
+    print(f"  {row['prompt']} {row['task']}: failed: {reason}", flush=True)
+    store.append(
+        {"kind": "failed", **row, "reason": reason, "seconds": round(time.perf_counter() - start, 2), **results.provenance(row["seed"])}
+    )

@@ -1,0 +1,143 @@
+"""Grids keep what is done through kills and through cells that do not fit; their rows are those of the verb `sts`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from prompteol_utils import experiments, hardware
+from prompteol_utils.__main__ import main
+from prompteol_utils.encoder import Encoder
+from prompteol_utils.results import Store
+from prompteol_utils.tiny import save_tiny
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two folders with tiny models."""
+    return [str(save_tiny(name, tmp_path_factory.mktemp(name) / name)) for name in ("opt", "llama")]
+
+
+@pytest.fixture(autouse=True)
+def mini(monkeypatch):
+    """No SentEval and no hub: the mini set."""
+    monkeypatch.delenv("PROMPTEOL_SENTEVAL", raising=False)
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+
+
+def scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a row says of its cell, without what differs from run to run."""
+    return rows[["model", "dtype", "quantization", "prompt", "task", "split", "n", "spearman", "origin"]]
+
+
+def test_a_cell_is_a_row_of_the_verb_sts(models, tmp_path):
+    grid = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", prompts=["prompteol", "mean"], limit=40)
+    assert (
+        main(["sts", "--model", models[0], "--prompt", "prompteol", "mean", "--limit", "40", "--output", str(tmp_path / "sts.jsonl")]) == 0
+    )
+    alone = Store(tmp_path / "sts.jsonl").read()
+    pd.testing.assert_frame_equal(scores(grid), scores(alone))
+    assert grid["spearman"].nunique() == 2, "two prompts, two scores"
+    assert (grid["memory_peak"] > grid["memory_before"]).all() and (grid["sentences"] > 40).all() and (grid["batch_tokens"].isna()).all()
+    before = (tmp_path / "sts.jsonl").read_bytes()
+    again = experiments.grid(models[:1], ["stsb"], tmp_path / "sts.jsonl", prompts=["prompteol", "mean"], limit=40)
+    assert (tmp_path / "sts.jsonl").read_bytes() == before, "rows of the verb sts are cells that are done"
+    pd.testing.assert_frame_equal(scores(again), scores(alone))
+
+
+def test_done_cells_load_no_model(models, tmp_path, monkeypatch):
+    settings = {"precisions": ["fp32"], "limit": 20}
+    first = experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings)
+    loads = []
+    monkeypatch.setattr(experiments, "load_model", lambda name, **options: loads.append(name))
+    pd.testing.assert_frame_equal(experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings), first)
+    assert loads == [] and list(first["model"]) == ["opt", "llama"]
+    with pytest.raises(AttributeError):  # another sample is another cell
+        experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", precisions=["fp32"], limit=21)
+    assert loads == models[:1]
+
+
+def test_three_kills_then_the_same_rows_as_an_unbroken_run(models, tmp_path):
+    command = [sys.executable, "-m", "prompteol_utils", "grid", "--models", *models, "--prompt", "prompteol", "means", "--limit", "30"]
+    store, finished = Store(tmp_path / "killed.jsonl"), 0
+    environment = {**os.environ, **OFFLINE}
+    for rows in (0, 1, 3):  # killed before its first row, after it, and with the second model
+        process = subprocess.Popen([*command, "--output", str(store.path)], env=environment, stdout=subprocess.DEVNULL)
+        started = time.monotonic()
+        while process.poll() is None and len(store.rows()) < rows and time.monotonic() - started < 120:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        finished += process.wait() == 0
+        assert len(store.rows()) >= rows
+    assert finished == 0, "every kill met a run at work"
+    settings = {"prompts": ["prompteol", "means"], "limit": 30}
+    after = experiments.grid(models, ["stsb"], store, **settings)
+    unbroken = experiments.grid(models, ["stsb"], tmp_path / "unbroken.jsonl", **settings)
+    assert scores(after).to_csv() == scores(unbroken).to_csv() and len(store.rows()) == len(unbroken) == 4
+
+
+def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_path, monkeypatch):
+    run, sizes = Encoder._run, []
+
+    def small(self, ids, *rest, **more):
+        if self.prompt.name == "means":  # this prompt never fits, the other only in small batches
+            sizes.append(len(ids))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, ids, *rest, **more)
+
+    monkeypatch.setattr(Encoder, "_run", small)
+    settings = {"prompts": ["means", "prompteol"], "limit": 20}
+    rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
+    assert list(rows["kind"]) == ["failed", rows["kind"][1]] and pd.isna(rows["kind"][1])
+    assert "out of memory" in rows["reason"][0] and sizes[0] > 1 and sizes[-1] == 1, "halved down to one sentence"
+    monkeypatch.undo()
+    experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
+    assert len(Store(tmp_path / "rows.jsonl").rows()) == 2, "a failed cell is not tried again unasked"
+    rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", retry=True, **settings)
+    assert rows.get("kind") is None or rows["kind"].isna().all()
+    unbroken = experiments.grid(models[:1], ["stsb"], tmp_path / "other.jsonl", **settings)
+    assert scores(rows).to_csv(float_format="%.4f") == scores(unbroken).to_csv(float_format="%.4f")
+
+
+def test_a_model_that_does_not_fit_fails_and_the_rest_go_on(models, tmp_path, monkeypatch, capsys):
+    load = experiments.load_model
+
+    def too_large(name, **options):
+        if name == models[0]:
+            raise hardware.NotEnoughMemoryError("it needs 140 GB, 24 GB are free")
+        return load(name, **options)
+
+    monkeypatch.setattr(experiments, "load_model", too_large)
+    arguments = ["grid", "--models", *models, "--limit", "20", "--output", str(tmp_path / "rows.jsonl")]
+    assert main(arguments) == 1, "a failed cell is a failed run"
+    rows = Store(tmp_path / "rows.jsonl").read()
+    assert rows["reason"][0] == "loading: it needs 140 GB, 24 GB are free" and rows["spearman"].notna().tolist() == [False, True]
+    assert "140 GB" in capsys.readouterr().out
+
+
+def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Encoder, "_run", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", limit=20)
+    assert Store(tmp_path / "rows.jsonl").rows() == []
+
+
+def test_wrong_names_are_said_before_any_work(models, tmp_path):
+    for settings, message in (({"precisions": ["fp8"]}, "allowed: auto, fp32"), ({"prompts": ["promteol"]}, "did you mean 'prompteol'")):
+        with pytest.raises(ValueError, match=message):
+            experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings)
+    with pytest.raises(ValueError, match="unknown STS task"):
+        experiments.grid(models, ["sts99"], tmp_path / "rows.jsonl")
