@@ -4,11 +4,9 @@
 this project. `Pairs.origin` says what it was. Scores of different origin or text form do not belong into one column.
 """
 
-import csv
-import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +14,16 @@ import numpy as np
 
 from prompteol_utils import senteval
 from prompteol_utils.prompts import Demonstration
+from prompteol_utils.tables import cells as _cells
+from prompteol_utils.tables import csv_rows as _csv_rows
+from prompteol_utils.tables import lines as _lines
+from prompteol_utils.tables import sentence as _sentence
+from prompteol_utils.transfer_data import TRANSFER_TASKS as TRANSFER_TASKS
+from prompteol_utils.transfer_data import Labelled as Labelled
+from prompteol_utils.transfer_data import load_transfer as load_transfer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 STS_TASKS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
-TRANSFER_TASKS = ("mr", "cr", "subj", "mpqa", "sst2", "trec", "mrpc")
 
 # The subsets in SentEval's order (senteval/sts.py); STS13 goes without SMT, whose licence keeps it out of SentEval.
 _SUBSETS = {
@@ -229,31 +233,6 @@ def _read_split(folder: Path, task: str, split: str) -> list[tuple[str, str, flo
     return rows
 
 
-def _text(path: str | os.PathLike) -> str:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason})") from None
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines as editors count them: `splitlines` would also cut at characters inside a sentence, such as U+0085."""
-    lines = _text(path).split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _cells(text: str, path: Path, line: int, columns: int) -> list[str]:
-    cells = text.split("\t")
-    if len(cells) != columns:
-        raise ValueError(f"{path}, line {line}: {len(cells)} tab-separated columns, expected {columns}")
-    return cells
-
-
 def _grade(text: str, path: str | os.PathLike, line: int) -> float:
     try:
         gold = float(text)
@@ -262,28 +241,6 @@ def _grade(text: str, path: str | os.PathLike, line: int) -> float:
     if not 0 <= gold <= 5:
         raise ValueError(f"{path}, line {line}: the grade is {text[:20]!r}, expected a number from 0 to 5")
     return gold
-
-
-def _sentence(text: str, path: str | os.PathLike, line: int) -> str:
-    sentence = " ".join(text.split())
-    if not sentence:
-        raise ValueError(f"{path}, line {line}: a sentence is blank")
-    return sentence
-
-
-def _csv_rows(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a comma-separated file with their line numbers; further columns are allowed."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; expected: {', '.join(columns)}")
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames)} columns of the header")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from None
 
 
 def _demonstration(path: str | os.PathLike, line: int, *fields: str) -> Demonstration:
