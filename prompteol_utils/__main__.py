@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from prompteol_utils.cli import DEFAULT_MODEL, encoder_options, load, positive, row_key
 
+# Modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside.
 ROOMS: tuple[str, ...] = (
+    "cli_demonstrations",
     "cli_scaling",
-)  # modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

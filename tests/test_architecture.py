@@ -36,22 +36,16 @@ HOUSE = {
     "evaluation": (2, "data results"),
     "cli_scaling": (4, "cli prompts experiments"),
     "experiments": (4, "prompts registry models encoder data evaluation hardware results"),
+    "trials": (3, "prompts data models encoder evaluation results"),
+    "search": (3, "prompts data models results trials"),
+    "cli_demonstrations": (3, "cli prompts data models results trials search"),
 }
 EVERYTHING = "__main__"
 
 # Slow to import or not always there: only inside the function that needs them.
 INSIDE = {"peft", "bitsandbytes", "papermill", "nbformat", "sentence_transformers", "mteb", "openai"}
-LIGHT = {
-    "__init__",
-    "__main__",
-    "cli",
-    "cli_scaling",
-    "prompts",
-    "files",
-    "registry",
-    "tidy",
-    "runner",
-}  # `--help` and the runner: no torch, no pandas
+# `--help` and the runner: no torch, no pandas; verbs' modules (cli_*) neither.
+LIGHT = {"__init__", "__main__", "cli", "prompts", "files", "registry", "tidy", "runner"}
 HEAVY = {"torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "numpy", "pyarrow", *INSIDE}
 
 
@@ -85,7 +79,7 @@ def problems(name: str, source: str) -> list[str]:
         if package == "prompteol_utils" and (PACKAGE / f"{own}.py").exists() and own not in allowed:
             found.append(f"{name}.py:{line}: imports {own}; it may import {sorted(allowed) or 'nothing of the package'}")
     for module, line in at_the_top(tree):
-        if module.split(".")[0] in (HEAVY if name in LIGHT else INSIDE):
+        if module.split(".")[0] in (HEAVY if name in LIGHT or name.startswith("cli_") else INSIDE):
             found.append(f"{name}.py:{line}: imports {module} at the top; it belongs inside the function that needs it")
     if (lines := source.count("\n")) > MAX_LINES:
         found.append(f"{name}.py: {lines} lines, more than {MAX_LINES}")
