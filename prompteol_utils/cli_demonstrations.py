@@ -12,7 +12,7 @@ def add_verbs(verb) -> None:
     search.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
     search.add_argument("--candidates", metavar="FILE", help="CSV with sentence, word, kind, topic (default: the project's 300)")
     search.add_argument("--pairs", type=cli.positive, default=150, help="dev pairs, a seeded sample (default: %(default)s)")
-    search.add_argument("--step", type=cli.positive, default=25, help="pairs between two finished rankings (default: %(default)s)")
+    search.add_argument("--step", type=cli.positive, default=10, help="pairs between two finished rankings (default: %(default)s)")
     _sample_options(search)
     search.add_argument("--top", type=cli.positive, default=10, help="how many to print (default: %(default)s)")
 

@@ -12,7 +12,7 @@ from prompteol_utils.prompts import Demonstration, Prompt
 from prompteol_utils.results import Store
 from prompteol_utils.trials import Trials, text_of
 
-STEP = 25  # pairs between two finished rankings of an exact search
+STEP = 10  # pairs between two finished rankings of an exact search
 
 
 def search_demonstrations(

@@ -30,11 +30,27 @@ def text_of(demonstration: Demonstration) -> str:
     return f"{demonstration.sentence}=>{demonstration.word}"
 
 
+def sample_order(gold: np.ndarray, seed: int = 0) -> list[int]:
+    """A random order in which every ten pairs hold one from each tenth of the grades, so that few pairs rank much as all would.
+
+    Args:
+        gold: (n,), grades.
+        seed: Of the choice within each tenth.
+
+    Returns:
+        The positions 0 to n - 1, each once.
+    """
+    rng = np.random.default_rng(seed)
+    tenths = [rng.permutation(part) for part in np.array_split(np.lexsort((rng.random(len(gold)), gold)), 10)]
+    spread = [tenths[3 * k % 10] for k in range(10)]  # low, middle and high ones alternate
+    return [int(part[k]) for k in range(len(tenths[0])) for part in spread if k < len(part)]
+
+
 class Trials:
     """Cosines of one sample of graded pairs under many lists of demonstrations; `Trials.live` computes, `Trials.recorded` only reads.
 
-    The sample is a seeded order of the pairs, and each list is known on its first so many pairs. Asking for more encodes the missing
-    ones and keeps them, so samples that grow share all their work, and a kill costs what was being encoded.
+    The sample is a seeded order of the pairs (`sample_order`), and each list is known on its first so many pairs. Asking for more
+    encodes the missing ones and keeps them, so samples that grow share all their work, and a kill costs what was being encoded.
 
     Args:
         gold: float (n,), the grades in the sample's order.
@@ -84,7 +100,7 @@ class Trials:
         if not len(dev) or np.ptp(dev.gold) == 0:
             what = f"all {len(dev)} grades are {dev.gold[0]:g}, so no demonstration could rank them better" if len(dev) else "no pairs"
             raise ValueError(f"{dev.name}: {what}; take other pairs to choose on")
-        sample = dev.take(np.random.default_rng(seed).permutation(len(dev)).tolist())
+        sample = dev.take(sample_order(dev.gold, seed))
         digest = hashlib.sha256(json.dumps([sample.left, sample.right, sample.gold.tolist()]).encode()).hexdigest()[:12]
         about = Encoder(loaded, prompt, pooling=pooling, layer=layer).key | {
             "prompt": prompt.name, "template": prompt.prefix + "{}" + prompt.suffix, "punctuation": prompt.punctuation,

@@ -14,7 +14,7 @@ from prompteol_utils.__main__ import main
 from prompteol_utils.prompts import Demonstration, with_demonstrations
 from prompteol_utils.results import Store
 from prompteol_utils.tiny import save_tiny, tiny_model
-from prompteol_utils.trials import Trials, text_of
+from prompteol_utils.trials import Trials, sample_order, text_of
 
 POOL = [
     Demonstration("A baker kneads the dough.", "Baking", "sentence", "kitchen"),
@@ -36,7 +36,18 @@ def dev():
 
 
 def order(dev):
-    return np.random.default_rng(SEED).permutation(len(dev)).tolist()
+    return sample_order(dev.gold, SEED)
+
+
+@pytest.mark.parametrize("n", [1, 7, 10, 40, 333])
+def test_sample_takes_every_pair_once_and_spreads_the_grades(n):
+    gold = np.random.default_rng(n).permutation(np.arange(n) % 50 / 10)
+    order = sample_order(gold, 1)
+    assert sorted(order) == list(range(n)) and sample_order(gold, 1) == order
+    if n == 40:
+        assert order != sample_order(gold, 2)
+        tenth = np.argsort(np.argsort(gold)) * 10 // n
+        assert all(sorted(tenth[order[start : start + 10]]) == list(range(10)) for start in range(0, n, 10))
 
 
 def by_hand(loaded, dev, demonstrations, pairs):
