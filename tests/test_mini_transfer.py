@@ -19,7 +19,7 @@ LABELS = dict.fromkeys(("mr", "cr", "subj", "mpqa", "sst2", "mrpc"), BINARY) | {
 # Fewest and most words of a text.
 LENGTHS = {"mr": (4, 30), "cr": (4, 30), "subj": (4, 30), "mpqa": (1, 5), "sst2": (5, 30), "trec": (4, 20), "mrpc": (7, 30)}
 AT_LEAST = {"train": 80, "test": 40}
-OTHER_SETS = ("mini_sts.csv", "corpus.csv", "demonstrations.csv")
+OTHER_SETS = ("mini_sts.csv", "mini_nli.csv", "corpus.csv", "demonstrations.csv")
 RUN = 5
 NEGATION = re.compile(r"(?:no|not|nor|none|never|nothing|nobody|neither|hardly|rarely|seldom|without|cannot|\w+n't)")
 
