@@ -1,4 +1,4 @@
-"""Verbs of the demonstrations: search them."""
+"""Verbs of the demonstrations: search them, put several together."""
 
 import argparse
 
@@ -8,17 +8,28 @@ from prompteol_utils import cli
 def add_verbs(verb) -> None:
     """Add this room's verbs; `verb(name, function, text)` makes one."""
     search = verb("search", _search, "rank demonstrations by what they do to a model's score on dev pairs; goes on where it was stopped")
-    cli.encoder_options(search)
-    search.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
-    search.add_argument("--candidates", metavar="FILE", help="CSV with sentence, word, kind, topic (default: the project's 300)")
+    _sample_options(search)
+    search.add_argument("--mode", choices=("exact", "halving"), default="exact", help="halving: at a tenth of the cost (default: exact)")
+    search.add_argument("--share", type=float, default=0.1, help="of the exact search's cost that halving may spend (default: %(default)s)")
     search.add_argument("--pairs", type=cli.positive, default=150, help="dev pairs, a seeded sample (default: %(default)s)")
     search.add_argument("--step", type=cli.positive, default=10, help="pairs between two finished rankings (default: %(default)s)")
-    _sample_options(search)
     search.add_argument("--top", type=cli.positive, default=10, help="how many to print (default: %(default)s)")
+
+    kshot = verb("kshot", _kshot, "put the best of an exact search together one by one, and compare with other orders and random lists")
+    _sample_options(kshot)
+    kshot.add_argument("--top", type=cli.positive, default=10, help="the best so many of the search are the pool (default: %(default)s)")
+    kshot.add_argument("--shots", type=cli.positive, default=8, help="how many demonstrations (default: %(default)s)")
+    kshot.add_argument("--pairs", type=cli.positive, help="dev pairs that choose (default: those that the search has finished)")
+    kshot.add_argument("--held-out", type=cli.positive, default=100, help="dev pairs after those, that only report (default: %(default)s)")
+    kshot.add_argument("--orders", type=cli.positive, default=12, help="orders of the first four to compare (default: %(default)s)")
+    kshot.add_argument("--random", type=cli.positive, default=5, help="random lists of 1, 2, 4, … to compare (default: %(default)s)")
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
-    """The pairs to choose on, and where finished work is kept."""
+    """The encoder, the candidates, the pairs to choose on, and where finished work is kept."""
+    cli.encoder_options(parser)
+    parser.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
+    parser.add_argument("--candidates", metavar="FILE", help="CSV with sentence, word, kind, topic (default: the project's 300)")
     parser.add_argument("--task", default="stsb", help="the set to choose on (default: %(default)s)")
     parser.add_argument("--split", default="dev", help="its split (default: %(default)s)")
     parser.add_argument("--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the own set)")
@@ -27,9 +38,12 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _trials(options: argparse.Namespace):
-    from prompteol_utils import data, trials
+    """The candidates, the live trials, and the demonstrations that stand before each candidate; wrong input is said first."""
+    from prompteol_utils import data, search, trials
     from prompteol_utils.prompts import get_prompt
 
+    candidates = data.load_demonstrations(options.candidates) if options.candidates else data.load_demonstrations()
+    search.check_candidates(candidates)
     dev = data.load_sts(options.task, options.split, root=options.root)
     loaded, (prompt,) = cli.load(options)
     live = trials.Trials.live(
@@ -41,27 +55,46 @@ def _trials(options: argparse.Namespace):
         layer=options.layer,
         seed=options.seed,
     )
-    return live, prompt.demonstrations
+    return candidates, live, prompt.demonstrations
 
 
-def _candidates(options: argparse.Namespace) -> list:
-    from prompteol_utils import data, search
-
-    candidates = data.load_demonstrations(options.candidates) if options.candidates else data.load_demonstrations()
-    search.check_candidates(candidates)
-    return candidates
+def _show(table, columns: list[str] | None = None) -> None:
+    print(table.to_string(index=False, float_format="{:.2f}".format, columns=columns), flush=True)
 
 
 def _search(options: argparse.Namespace) -> int:
     from prompteol_utils import search
 
-    candidates = _candidates(options)
-    trials, chosen = _trials(options)
+    candidates, trials, chosen = _trials(options)
     pairs = min(options.pairs, len(trials))
-    for stop in [*range(options.step, pairs, options.step), pairs]:
-        table = search.exact(trials, candidates, stop, chosen=chosen, step=options.step, show_progress_bar=True)
-        best = table.iloc[0]
-        helps = 100 * (table["gain"] > 0).mean()
-        print(f"{stop} pairs: best {best['word']} {best['spearman']:.2f} ({best['gain']:+.2f}); {helps:.0f}% help", flush=True)
-    print(table.head(options.top).to_string(index=False, float_format="{:.2f}".format))
+    if options.mode == "halving":
+        table = search.halving(trials, candidates, pairs, share=options.share, chosen=chosen, show_progress_bar=True)
+    else:
+        for stop in [*range(options.step, pairs, options.step), pairs]:
+            table = search.exact(trials, candidates, stop, chosen=chosen, step=options.step, show_progress_bar=True)
+            best, helps = table.iloc[0], 100 * (table["gain"] > 0).mean()
+            print(f"{stop} pairs: best {best['word']} {best['spearman']:.2f} ({best['gain']:+.2f}); {helps:.0f}% help", flush=True)
+    _show(table.head(options.top))
+    print(f"{search.encoded(table):,} sentences encoded for {len(candidates)} candidates")
+    return 0
+
+
+def _kshot(options: argparse.Namespace) -> int:
+    from prompteol_utils import search, shots
+
+    candidates, trials, chosen = _trials(options)
+    if chosen:
+        raise ValueError("kshot chooses all its demonstrations itself; leave --demonstration out")
+    table = search.rank(trials, candidates, options.pairs)
+    pool = search.demonstrations_of(table.head(options.top), candidates)
+    pairs, stop = int(table["n"].iloc[0]), min(int(table["n"].iloc[0]) + options.held_out, len(trials))
+    print(f"the best {len(pool)} of {len(candidates)} on {pairs} pairs; reported on {stop - pairs} more", flush=True)
+    greedy = shots.greedy_shots(trials, pool, min(options.shots, len(pool)), pairs, held_out=stop - pairs)
+    _show(greedy)
+    first = search.demonstrations_of(greedy[1:5], pool)
+    if len(first) > 1:
+        _show(shots.orders(trials, first, pairs, limit=options.orders, seed=options.seed))
+    counts = [k for k in (1, 2, 4, 8) if k <= min(options.shots, len(candidates))]
+    lists = shots.random_shots(trials, candidates, counts, options.random, stop, start=pairs, seed=options.seed)
+    _show(lists.groupby("shots", as_index=False)["spearman"].agg(["mean", "min", "max"]))
     return 0

@@ -171,7 +171,7 @@ def load_demonstrations(path: str | os.PathLike = DATA / "demonstrations.csv") -
     """Read candidate demonstrations from a CSV.
 
     Args:
-        path: Its columns are sentence, word, kind, topic, and, if there is one, source.
+        path: Its columns are sentence, word, kind, topic, and, if they are there, source and names.
 
     Raises:
         ValueError: A malformed row, a blank sentence or word, a word with a quote or space (file and line named).
@@ -179,7 +179,7 @@ def load_demonstrations(path: str | os.PathLike = DATA / "demonstrations.csv") -
     Source: the demonstration set of the paper (300 candidates). Built in notebook 02.
     """
     return [
-        _demonstration(path, line, row["sentence"], row["word"], row["kind"], row["topic"], row.get("source", ""))
+        _demonstration(path, line, row["sentence"], row["word"], row["kind"], row["topic"], row.get("source", ""), row.get("names", ""))
         for line, row in _csv_rows(path, ("sentence", "word", "kind", "topic"))
     ]
 

@@ -112,6 +112,27 @@ def spearman(similarity: np.ndarray, gold: np.ndarray, name: str = "these pairs"
     return 100 * float(spearmanr(similarity, gold).statistic)
 
 
+def spearman_rows(similarities: np.ndarray, gold: np.ndarray, name: str = "these pairs") -> np.ndarray:
+    """Spearman's rank correlation x 100 of every row with the same grades: `spearman` for thousands of rows at once.
+
+    Args:
+        similarities: (m, n).
+        gold: (n,).
+        name: What an error calls the pairs.
+
+    Returns:
+        float64 (m,).
+
+    Raises:
+        ValueError: As `spearman`.
+    """
+    if len(gold) < 2 or np.ptp(gold) == 0 or not np.ptp(_tied(similarities), axis=1).all():
+        return np.array([spearman(row, gold, name) for row in similarities])  # raises, and says why
+    ranks, grades = rankdata(_tied(similarities), axis=1), rankdata(gold)
+    ranks, grades = ranks - ranks.mean(axis=1, keepdims=True), grades - grades.mean()
+    return 100 * (ranks @ grades) / np.sqrt(np.square(ranks).sum(axis=1) * np.square(grades).sum())
+
+
 def spearman_by_subset(similarity: np.ndarray, pairs: Pairs) -> pd.DataFrame:
     """Spearman x 100 within each subset (or genre) of a task.
 

@@ -17,6 +17,7 @@ class Demonstration:
         kind: Where it comes from, for tables: "sentence" or "dictionary".
         topic: A free label, for tables.
         source: Who wrote or chose it.
+        names: What the word names, for tables: the sentence's "topic", its "action" or a "thing" in it.
 
     Raises:
         ValueError: Sentence or word is blank, or the word holds a double quote, which would end it early.
@@ -29,13 +30,14 @@ class Demonstration:
     kind: str = ""
     topic: str = ""
     source: str = ""
+    names: str = ""
 
     def __post_init__(self):
         for field in ("sentence", "word"):
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"a demonstration needs a {field}, got {value!r}")
-        if '"' in self.word or len(self.word.split()) != 1:
+        if '"' in self.word or self.word.split() != [self.word]:
             raise ValueError(f"a demonstration's word is one word without double quotes or spaces, got {self.word!r}")
 
 

@@ -7,19 +7,22 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from prompteol_utils.data import Pairs
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.evaluation import cosines, embed_pairs, spearman
+from prompteol_utils.evaluation import cosines, embed_pairs, spearman_rows
 from prompteol_utils.models import Loaded
 from prompteol_utils.prompts import Demonstration, Prompt, get_prompt, with_demonstrations
 from prompteol_utils.results import Store, provenance
 
 KIND = "search"  # of the rows
 UNIT = 1_000_000  # cosines are kept as whole millionths: short, and a search that was interrupted ends in the same bytes
+ENCODER_FIELDS = (
+    "model", "weight_origin", "commit", "dtype", "quantization", "adapter", "pooling", "layer", "max_sentence_tokens", "normalize",
+)  # fmt: skip
 BATCH_TOKENS = 512  # on a CPU; a step is some fifty short sentences, and smaller batches carry less padding
 
 Measure = Callable[[tuple[Demonstration, ...], int, int], np.ndarray]
@@ -102,7 +105,8 @@ class Trials:
             raise ValueError(f"{dev.name}: {what}; take other pairs to choose on")
         sample = dev.take(sample_order(dev.gold, seed))
         digest = hashlib.sha256(json.dumps([sample.left, sample.right, sample.gold.tolist()]).encode()).hexdigest()[:12]
-        about = Encoder(loaded, prompt, pooling=pooling, layer=layer).key | {
+        key = Encoder(loaded, prompt, pooling=pooling, layer=layer).key
+        about = {name: key[name] for name in ENCODER_FIELDS} | {
             "prompt": prompt.name, "template": prompt.prefix + "{}" + prompt.suffix, "punctuation": prompt.punctuation,
             "task": sample.name, "origin": sample.origin, "text_form": sample.text_form, "sample": digest,
         }  # fmt: skip
@@ -180,9 +184,38 @@ class Trials:
             self._keep(key, start, values, time.perf_counter() - begin)
         return self._known[key][:pairs] / UNIT
 
-    def score(self, demonstrations: Iterable[Demonstration], pairs: int) -> float:
-        """Spearman x 100 over the first `pairs` pairs."""
-        return spearman(self.cosines(demonstrations, pairs), self.gold[:pairs], f"the first {pairs} pairs of the sample")
+    def score(self, demonstrations: Iterable[Demonstration], pairs: int, start: int = 0) -> float:
+        """Spearman x 100 of one list over pairs `start` to `pairs` of the sample."""
+        return float(self.scores([demonstrations], pairs, start)[0])
+
+    def scores(self, lists: Sequence[Iterable[Demonstration]], pairs: int, start: int = 0) -> np.ndarray:
+        """Spearman x 100 of several lists.
+
+        Args:
+            lists: Each a list of demonstrations.
+            pairs: The end of the range of pairs that counts.
+            start: Its beginning.
+
+        Returns:
+            float64 (len(lists),).
+
+        Raises:
+            ValueError: As in `evaluation.spearman`; or the pairs are not recorded.
+        """
+        matrix = np.stack([self.cosines(one, pairs)[start:] for one in lists])
+        return spearman_rows(matrix, self.gold[start:pairs], f"pairs {start} to {pairs} of the sample")
+
+    def shuffled(self, seed: int, pairs: int) -> "Trials":
+        """A replay on the same pairs in another order: what is known on all of the first `pairs` pairs, in memory, without the model.
+
+        Args:
+            seed: Of the new order.
+            pairs: How many pairs to shuffle and keep.
+        """
+        order = sample_order(self.gold[:pairs], seed)
+        other = Trials(self.gold[order], self.about | {"seed": seed})
+        other._known = {key: known[order] for key, known in self._known.items() if len(known) >= pairs}
+        return other
 
     def _keep(self, key: tuple[str, ...], start: int, values: list[int], seconds: float) -> None:
         if self._store is not None:

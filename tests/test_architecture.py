@@ -38,7 +38,9 @@ HOUSE = {
     "experiments": (4, "prompts registry models encoder data evaluation hardware results"),
     "trials": (3, "prompts data models encoder evaluation results"),
     "search": (3, "prompts data models results trials"),
-    "cli_demonstrations": (3, "cli prompts data models results trials search"),
+    "shots": (3, "prompts trials search"),
+    "selection": (3, "prompts trials search"),
+    "cli_demonstrations": (3, "cli prompts data models results trials search shots"),
 }
 EVERYTHING = "__main__"
 
