@@ -14,6 +14,7 @@ from prompteol_utils.cli import DEFAULT_MODEL, encoder_options, load, positive, 
 # Modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside.
 ROOMS: tuple[str, ...] = (
     "cli_demonstrations",
+    "cli_finetuning",
     "cli_scaling",
 )
 

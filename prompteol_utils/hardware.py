@@ -1,5 +1,7 @@
 """The machine: device and dtype choice, memory in use and at peak, a synchronised timer, halving a batch on out-of-memory, seeds."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import random
@@ -93,6 +95,18 @@ def reset_peak_memory(device: torch.device | None = None) -> None:
     elif os.path.exists(_STATUS):
         with open("/proc/self/clear_refs", "w", encoding="utf8") as control:
             control.write("5")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep big freed blocks for the next training step: giving them back and taking them again costs a tenth of its time.
+
+    Elsewhere than on Linux it does nothing.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, as high as glibc lets it be
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 class Timer:

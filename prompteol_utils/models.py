@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prompteol_utils import files, hardware
+from prompteol_utils import adapters, files, hardware
 from prompteol_utils.registry import MODELS, ModelSpec, Wheel, get_spec
 
 
@@ -26,8 +26,9 @@ class Loaded:
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu", "cuda:0", ….
         quantization: None, "nf4" or "int8".
-        adapter: Name of the LoRA adapter on top, or None.
+        adapter: Name of the LoRA adapter on top, with the beginning of its weights' checksum, or None.
         commit: The hub commit, or None for weights from elsewhere.
+        hub_id: Its repository on the hub, or "" for a folder.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class Loaded:
     quantization: str | None = None
     adapter: str | None = None
     commit: str | None = None
+    hub_id: str = ""
 
 
 def fetch_model(name: str) -> Path:
@@ -193,13 +195,13 @@ def load_model(
             otherwise take the checkpoint's own (fp16 for OPT).
         quantization: None, "nf4" (4-bit with double quantisation, as in the paper) or "int8", through bitsandbytes.
         device: None chooses the GPU if there is one.
-        adapter: A LoRA adapter's hub id or folder, put on top.
+        adapter: A LoRA adapter's hub id or folder (or that of the run that made it), put on top.
 
     Returns:
         The loaded model with its provenance.
 
     Raises:
-        ValueError: Unknown model, dtype, quantization or device; the message lists what is allowed.
+        ValueError: Unknown model, dtype, quantization or device (the message lists what is allowed), or an adapter of another base model.
         OSError: The hub cannot be reached or is gated, or the cache folder cannot be written.
 
     Built in notebook 00.
@@ -217,10 +219,13 @@ def load_model(
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
         model = loader.from_pretrained(source, revision=commit, **{key: value for key, value in options.items() if value is not None})
+        # On some CPUs bitsandbytes repacks 4-bit weights at the first inference, for good: it computes in bf16 from then on, whatever
+        # dtype was asked for, and no gradient passes any more. Every CPU shall give the same numbers, before and after training.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter)
+            model, adapter = adapters.attach(model, adapter, spec.name, spec.hub_id, spec.weight_origin)
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -229,8 +234,9 @@ def load_model(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         quantization=quantization,
-        adapter=None if adapter is None else Path(str(adapter)).name,
+        adapter=adapter,
         commit=commit,
+        hub_id=spec.hub_id,
     )
 
 

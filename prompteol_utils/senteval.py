@@ -55,6 +55,20 @@ def find_folder(needs: str, root: str | os.PathLike | None = None) -> tuple[Path
     return folder, "senteval"
 
 
+def hub_file(name: str) -> str:
+    """Path of another file of the repository that holds the archive, in the hub's own cache, fetched when it is not there.
+
+    Raises:
+        Unreachable: It is not in the cache and the hub is out of reach.
+    """
+    global _failure
+    try:
+        return _download(name)
+    except ConnectionError as error:
+        _failure = str(error)
+        raise Unreachable(f"no {name} of the hub's {_REPO}: {_failure}") from None
+
+
 def _hub_folder() -> Path:
     """The unpacked archive in the cache, fetched when it is not there or damaged."""
     global _failure
@@ -90,16 +104,18 @@ def _unpack(archive: str, target: Path) -> None:
         raise files.CacheError(f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and run this again") from error
 
 
-def _download() -> str:
-    """Path of the archive in the hub's own cache; ConnectionError when it is not there and the hub is out of reach."""
+def _download(name: str = _ARCHIVE) -> str:
+    """Path of the archive (or another file) in the hub's own cache; ConnectionError when it is not there and the hub is out of reach."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    wanted = {"repo_id": _REPO, "filename": _ARCHIVE, "repo_type": "dataset"}
+    wanted = {"repo_id": _REPO, "filename": name, "repo_type": "dataset"}
     try:
         return huggingface_hub.hf_hub_download(**wanted, local_files_only=True)
     except errors.LocalEntryNotFoundError:
         pass
+    if _failure:  # asked before in this process
+        raise ConnectionError(_failure)
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise ConnectionError("HF_HUB_OFFLINE is set, so the hub was not asked")
     _ask_hub(constants.ENDPOINT)
