@@ -1,26 +1,30 @@
-"""Rows of token ids to rectangular batches: sorted by length, cut by a token budget, padded on the right, masked."""
+"""Rows of token ids to batches: sorted by length, cut by a token budget, and, where they must be rectangular, padded on the right."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut rows into batches of at most `budget` tokens, longest first (out-of-memory shows at once), so that padding stays small.
+def batches(lengths: Sequence[int], budget: int, padded: bool = True) -> Iterator[list[int]]:
+    """Cut rows into batches of at most `budget` tokens, longest first: out-of-memory shows at once, and rows of one length stand together.
 
     Args:
         lengths: Tokens of each row.
-        budget: Tokens of a batch, padding included; a single longer row is a batch of its own.
+        budget: Tokens of a batch; a single longer row is a batch of its own.
+        padded: Rows are filled up to the longest of the batch, and the filling counts.
 
     Yields:
         Positions of the rows of one batch.
     """
     batch: list[int] = []
+    tokens = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+        cost = lengths[batch[0]] if batch and padded else lengths[row]
+        if batch and tokens + cost > budget:
             yield batch
-            batch = []
+            batch, tokens, cost = [], 0, lengths[row]
         batch.append(row)
+        tokens += cost
     if batch:
         yield batch
 

@@ -1,4 +1,4 @@
-"""Text to embedding, exactly and fast: no LM head, the shared prefix once, duplicates once, batches by token budget."""
+"""Text to embedding, exactly and fast: no LM head, no padding, the shared prefix once, duplicates once, batches by token budget."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 from prompteol_utils import hardware
-from prompteol_utils.batching import batches, pad
+from prompteol_utils.batching import batches
+from prompteol_utils.forward import Forward
 from prompteol_utils.models import Loaded, load_model, token_ids
 from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
 
 CHUNK = 16_384  # sentences tokenised, sorted and deduplicated together; bounds the memory beside the result
-CPU_TOKENS, GPU_TOKENS = 1_024, 16_384  # default batch budgets, padding included
+CPU_TOKENS, GPU_TOKENS = 512, 16_384  # default batch budgets: on a CPU what its caches hold (benchmarks/README.md)
 QUIET_BELOW = 256  # sentences for which no progress bar is shown
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,10 @@ class Encoder:
         if max_sentence_tokens is not None and max_sentence_tokens < 1:
             raise ValueError(f"max_sentence_tokens is at least 1, got {max_sentence_tokens}")
         self.max_sentence_tokens, self.normalize, self.prefix_cache = max_sentence_tokens, normalize, prefix_cache
-        self._body = _body(loaded.model)
-        self._config = self._body.config.get_text_config()
-        self._causal = _is_causal(self._body)
-        self._layers = self._config.num_hidden_layers + 1
+        self._forward = Forward(loaded.model)
+        self._config, self._layers = self._forward.config, self._forward.layers
         self.layer = self._layer_index(layer)
-        self._plain_cache = prefix_cache and self._causal and _has_plain_cache(self._config)
+        self._plain_cache = prefix_cache and self._forward.packs
         self._prefix: tuple = (None, None)
         self._warned = False
 
@@ -140,8 +139,7 @@ class Encoder:
 
         Args:
             sentences: A list or any iterable of strings (a generator is read as it goes); a single string gives a single vector.
-            batch_tokens: Tokens in one batch, padding included. None takes 1,024 on a CPU and 16,384 on a GPU. A memory error halves
-                the batch and goes on.
+            batch_tokens: Tokens in one batch. None takes 512 on a CPU and 16,384 on a GPU. A memory error halves the batch and goes on.
             show_progress_bar: None shows one for 256 sentences or more.
 
         Returns:
@@ -248,14 +246,13 @@ class Encoder:
         budget = batch_tokens or (GPU_TOKENS if self.loaded.device.startswith("cuda") else CPU_TOKENS)
         results: list = [None] * len(ids)
         repeats = np.bincount(order)
-        with torch.inference_mode():
-            prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
-            tails = [row[shared:] for row in ids] if prefix else ids
-            for batch in batches([len(row) for row in tails], budget):
-                for rows, vectors in hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch):
-                    for position, row in enumerate(rows):
-                        results[row] = [vector[position] for vector in vectors]
-                bar.update(int(repeats[batch].sum()))
+        prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
+        tails = [row[shared:] for row in ids]
+        for batch in batches([len(row) for row in tails], budget, padded=not self._forward.packs):
+            for rows, vectors in hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch):
+                for position, row in enumerate(rows):
+                    results[row] = [vector[position] for vector in vectors]
+            bar.update(int(repeats[batch].sum()))
         return [np.stack([result[k] for result in results])[order] for k in range(len(layers))]
 
     def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
@@ -299,80 +296,34 @@ class Encoder:
         return shared
 
     def _run_prefix(self, ids: list[int], layers: tuple[int, ...]):
-        """Run the shared prefix once: (length, keys and values per layer, summed states per wanted layer); None without a plain cache."""
-        from transformers import DynamicCache
-
-        if self._prefix[0] != (ids, layers):
-            # Without a configuration the cache keeps every key, sliding windows included: the attention mask alone decides what is seen.
-            cache = DynamicCache()
-            states = self._forward(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), layers, cache)
-            complete = all(layer.get_seq_length() == len(ids) for layer in cache.layers) and len(cache.layers) == self._layers - 1
-            pairs = [(layer.keys, layer.values) for layer in cache.layers]
-            self._prefix = ((ids, layers), (len(ids), pairs, [state.float().sum(1) for state in states]) if complete else None)
+        """Run the shared prefix once, and again when another one is asked for or the weights have changed (training)."""
+        weights = list(self._forward.body.parameters())
+        key = (ids, layers, len(weights), sum(weight._version for weight in weights if not weight.is_inference()))
+        if self._prefix[0] != key:
+            self._prefix = (key, self._forward.prefix(ids, layers))
         return self._prefix[1]
 
     def vectors(self, ids: list[list[int]]) -> torch.Tensor:
         """One batch of token rows (from `tokenize`) as a float32 tensor (rows, d) on the model's device, ready for gradients."""
-        return self._vectors(ids, None, (self.layer,))[0]
+        return self._pool(self._forward.padded(ids, (self.layer,))[0], ids)
 
+    @torch.inference_mode()
     def _run(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[np.ndarray]:
-        return [vector.cpu().numpy() for vector in self._vectors(ids, prefix, layers)]
+        """One batch: a float32 array (rows, d) per layer."""
+        states = self._forward.states(ids, prefix, layers)
+        sums = prefix.sums if prefix else [None] * len(layers)
+        past = prefix.length if prefix else 0
+        return [self._pool(one, ids, past, before).cpu().numpy() for one, before in zip(states, sums, strict=True)]
 
-    def _vectors(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[torch.Tensor]:
-        """One batch: a float32 tensor (rows, d) per layer."""
-        past, cache, sums = 0, None, None
-        if prefix is not None:
-            past, pairs, sums = prefix
-            cache = _expand(pairs, len(ids))
-        tokens, mask, lengths = pad(ids, self.loaded.tokenizer.pad_token_id or 0, past)
-        vectors = []
-        for k, states in enumerate(self._forward(tokens, mask, layers, cache)):
-            if self.pooling == "last":
-                vector = states[torch.arange(len(ids)), lengths.to(states.device) - 1].float()
-            else:
-                weights = mask[:, past:, None].to(states.device)
-                total = (states.float() * weights).sum(1) + (sums[k] if sums else 0)
-                vector = total / (past + lengths[:, None].to(states.device))
-            vectors.append(torch.nn.functional.normalize(vector) if self.normalize else vector)
-        return vectors
-
-    def _forward(self, tokens: torch.Tensor, mask: torch.Tensor, layers: tuple[int, ...], cache) -> list[torch.Tensor]:
-        device = self._body.device
-        only_last = all(layer == self._layers - 1 for layer in layers)
-        options = {"past_key_values": cache, "use_cache": cache is not None} if self._causal else {}
-        out = self._body(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=not only_last, return_dict=True, **options
-        )
-        return [out.last_hidden_state if layer == self._layers - 1 else out.hidden_states[layer] for layer in layers]
-
-
-def _body(model):
-    """The transformer below the LM head (and inside a peft wrapper): the head costs time and its logits are not read."""
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return model.base_model
-
-
-def _is_causal(body) -> bool:
-    """Whether every attention layer looks back only; each says so itself."""
-    flags = [module.is_causal for module in body.modules() if hasattr(module, "is_causal")]
-    return bool(flags) and all(flags)
-
-
-def _has_plain_cache(config) -> bool:
-    """Whether the model's past is keys and values only; state-space, convolution and compressed layers run their prompts whole."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    layers = DynamicCache(config=config).layers
-    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
-def _expand(pairs, rows: int):
-    """A fresh cache for one batch. The prefix is a view; the model's first append copies it."""
-    from transformers import DynamicCache
-
-    return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in pairs])
+    def _pool(self, states: torch.Tensor, ids: list[list[int]], past: int = 0, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (all tokens, d), row after row, to float32 vectors (rows, d); the mean also counts the prefix's `past` tokens."""
+        lengths = torch.tensor([len(row) for row in ids], device=states.device)
+        if self.pooling == "last":
+            vectors = states[lengths.cumsum(0) - 1].float()
+        else:
+            sums = torch.stack([row.float().sum(0) for row in states.split(lengths.tolist())])
+            vectors = (sums if before is None else sums + before) / (past + lengths[:, None])
+        return torch.nn.functional.normalize(vectors) if self.normalize else vectors
 
 
 def _validate(sentences: Iterable[str], start: int = 0) -> None:

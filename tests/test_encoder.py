@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prompteol_utils import encoder as encoder_module
+from prompteol_utils import forward as forward_module
+from prompteol_utils import packed
 from prompteol_utils.encoder import BadSentenceError, Encoder
 from prompteol_utils.models import load_model
 from prompteol_utils.plain import next_words, reference
@@ -120,8 +122,10 @@ def test_duplicates_are_run_once(monkeypatch):
 
 def test_shared_prefix_is_run_once_and_never_reaches_into_the_sentence(monkeypatch):
     encoder, widths = Encoder(tiny("llama"), PROMPTS_TRIED["two shots"]), []
-    forward = encoder._forward
-    monkeypatch.setattr(encoder, "_forward", lambda tokens, *rest: widths.append(tokens.shape) or forward(tokens, *rest))
+    run = packed.run
+    monkeypatch.setattr(
+        packed, "run", lambda body, rows, *rest, **more: widths.append((len(rows), len(rows[0]))) or run(body, rows, *rest, **more)
+    )
     encoder.encode(["Same start, one end.", "Same start, two ends."], batch_tokens=1)
     encoder.encode(["Same start, three ends."])
     prefix = encoder.loaded.tokenizer(encoder.prompt.prefix)["input_ids"]
@@ -146,9 +150,8 @@ def test_hybrid_model_runs_without_cache():
 
 
 def broken(monkeypatch, name, replacement):
-    monkeypatch.setattr(encoder_module, name, replacement) if hasattr(encoder_module, name) else monkeypatch.setattr(
-        Encoder, name, replacement
-    )
+    owner = next(owner for owner in (Encoder, forward_module, packed) if hasattr(owner, name))
+    monkeypatch.setattr(owner, name, replacement)
 
 
 def assert_seen(architecture, prompt_name="two shots", **options):
@@ -160,30 +163,52 @@ def assert_seen(architecture, prompt_name="two shots", **options):
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_broken_cache_is_seen(monkeypatch, architecture):
-    expand = encoder_module._expand
-    broken(monkeypatch, "_expand", lambda pairs, rows: expand([(keys, values.roll(1, dims=2)) for keys, values in pairs], rows))
+    assert Encoder(tiny(architecture))._plain_cache
+    expand = packed._expand
+    broken(monkeypatch, "_expand", lambda past, keys, values: expand(past and (past[0], past[1].roll(1, dims=2)), keys, values))
     assert_seen(architecture)
 
 
-@pytest.mark.parametrize(("architecture", "prompt_name"), [("bert", "prompteol"), ("bert", "mean"), ("llama", "mean"), ("opt", "mean")])
-def test_dropped_mask_is_seen(monkeypatch, architecture, prompt_name):
-    # A right-padded causal model cannot look at its padding; there the mask matters for the mean over tokens.
-    pad = encoder_module.pad
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
+def test_dropped_packed_mask_is_seen(monkeypatch, architecture):
+    assert Encoder(tiny(architecture))._plain_cache
+    mask = packed._mask
+    broken(monkeypatch, "_mask", lambda **options: torch.ones_like(mask(**options)))
+    assert_seen(architecture)
+
+
+@pytest.mark.parametrize("prompt_name", ["prompteol", "mean", "last"])
+def test_dropped_mask_is_seen(monkeypatch, prompt_name):
+    # Where rows are padded on the right, a causal model cannot look at its padding; one that looks both ways can.
+    pad = forward_module.pad
     broken(monkeypatch, "pad", lambda *args: [torch.ones_like(x) if place == 1 else x for place, x in enumerate(pad(*args))])
-    assert_seen(architecture, prompt_name)
+    assert_seen("bert", prompt_name)
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "bert"])
+def test_padding_on_the_wrong_side_is_seen(monkeypatch, architecture):
+    pad = forward_module.pad
+
+    def left(*args):
+        tokens, mask, lengths = pad(*args)
+        width = tokens.shape[1]
+        return torch.stack([row.roll(int(width - n)) for row, n in zip(tokens, lengths, strict=True)]), mask, lengths
+
+    broken(monkeypatch, "pad", left)
+    assert_seen(architecture)
 
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gpt2", "gpt-neox"])
-def test_padding_on_the_wrong_side_is_seen(monkeypatch, architecture):
-    forward = Encoder._forward
-
-    def left(self, tokens, mask, layers, cache):
-        width, lengths = tokens.shape[1], mask.sum(1) - (mask.shape[1] - tokens.shape[1])
-        rolled = torch.stack([row.roll(int(width - n)) for row, n in zip(tokens, lengths, strict=True)])
-        return forward(self, rolled, mask, layers, cache)
-
-    broken(monkeypatch, "_forward", left)
-    assert_seen(architecture)
+def test_wrong_place_after_the_prefix_is_seen(architecture):
+    encoder = Encoder(tiny(architecture), PROMPTS_TRIED["two shots"])
+    hook = encoder._forward.body.register_forward_pre_hook(
+        lambda module, args, options: (args, options | {"position_ids": options["position_ids"].clamp(min=1)}), with_kwargs=True
+    )
+    try:
+        with pytest.raises(AssertionError, match="relative error"):
+            assert_same(encoder.encode(SENTENCES), expected_of(architecture, "two shots"))
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])

@@ -1,0 +1,114 @@
+"""Token ids to hidden states: rows laid end to end where a model allows it (checked on the model itself), padded on the right elsewhere."""
+
+import logging
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+
+from prompteol_utils import packed
+from prompteol_utils.batching import pad
+from prompteol_utils.linear import fast_linear
+
+log = logging.getLogger(__name__)
+
+_packs: WeakKeyDictionary = WeakKeyDictionary()  # body -> whether it was seen to give the same states packed as one row at a time
+
+
+class Forward:
+    """Runs a transformer without its head over batches of token ids; the order of rows and their mates never change a state.
+
+    Args:
+        model: A transformers or peft model in eval mode.
+
+    Attributes:
+        body: The transformer below the LM head.
+        causal: Whether every attention layer looks back only.
+        layers: How many hidden states there are, the embeddings included.
+        packs: Whether rows are laid end to end, and a shared prefix is run once.
+    """
+
+    def __init__(self, model):
+        self.body = find_body(model)
+        self.config = self.body.config.get_text_config()
+        self.causal = is_causal(self.body)
+        self.layers = self.config.num_hidden_layers + 1
+        self.packs = self.causal and has_plain_cache(self.config) and can_pack(self)
+
+    def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> "packed.Prefix":
+        """Run what all rows begin with, once; only where `packs`."""
+        with torch.inference_mode(), fast_linear(self.body):
+            return packed.run_prefix(self.body, ids, layers)
+
+    def states(self, rows: Sequence[Sequence[int]], prefix: "packed.Prefix | None", layers: Sequence[int]) -> list[torch.Tensor]:
+        """Hidden states of a batch.
+
+        Args:
+            rows: Token ids, after the prefix.
+            prefix: From `prefix`, or None.
+            layers: Indices ≥ 0 into the hidden states.
+
+        Returns:
+            Per layer (sum of the rows' lengths, d): the tokens of the first row, then those of the second, …, without padding.
+        """
+        with torch.inference_mode(), fast_linear(self.body):
+            return packed.run(self.body, rows, prefix, layers) if self.packs else self.padded(rows, layers)
+
+    def padded(self, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
+        """The same with padding and without a prefix, by the model's own attention; gradients flow where they are not switched off."""
+        tokens, mask, lengths = pad(rows, 0)
+        tokens, mask, last = tokens.to(self.body.device), mask.to(self.body.device), self.layers - 1
+        out = self.body(
+            input_ids=tokens,
+            attention_mask=mask,
+            output_hidden_states=any(layer != last for layer in layers),
+            return_dict=True,
+            **({"use_cache": False} if self.causal else {}),
+        )
+        states = [out.last_hidden_state if layer == last else out.hidden_states[layer] for layer in layers]
+        return [torch.cat([row[:length] for row, length in zip(state, lengths.tolist(), strict=True)]) for state in states]
+
+
+def find_body(model):
+    """The transformer below the LM head (and inside a peft wrapper): the head costs time and its logits are not read."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return model.base_model
+
+
+def is_causal(body) -> bool:
+    """Whether every attention layer looks back only; each says so itself."""
+    flags = [module.is_causal for module in body.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flags)
+
+
+def has_plain_cache(config) -> bool:
+    """Whether the model's past is keys and values only; state-space, convolution and compressed layers run their prompts whole."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=config).layers
+    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def can_pack(forward: Forward) -> bool:
+    """Try it: three rows behind a prefix, packed, against each of them whole and alone. Once per model.
+
+    Positions by bias (ALiBi), an attention of the model's own or anything else that packing gets wrong shows here, and such a model is
+    run with padding instead.
+    """
+    body = forward.body
+    if body not in _packs:
+        words = body.get_input_embeddings().weight.shape[0]
+        start, *rows = ([(7919 * token + seed) % words for token in range(n)] for n, seed in ((3, 11), (5, 101), (4, 1009), (4, 10007)))
+        last = (forward.layers - 1,)
+        try:
+            with torch.inference_mode():
+                alone = torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows]).float()
+                found = packed.run(body, rows, packed.run_prefix(body, start, last), last)[0].float()
+            error = float((found - alone).norm() / alone.norm())
+        except (packed.CannotPackError, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
+            log.debug("%s is run with padding: %s", type(body).__name__, problem)
+            error = float("inf")
+        _packs[body] = error < (1e-3 if body.dtype == torch.float32 else 0.1)
+    return _packs[body]

@@ -1,0 +1,154 @@
+"""Sentences laid end to end in one row: no padding, and every sentence attends to one copy of the shared prefix.
+
+Only attention mixes tokens in such a transformer, so only attention must know where a sentence ends. The model runs on one row of tokens
+with each token's position in its own sentence, and calls the function below in place of its attention; the mask is the model's own rule
+(causal, sliding window, …), asked for once per batch on the positions of its longest sentence.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+
+NAME = "prompteol_packed"  # under which transformers knows the attention below
+# What models hand to their attention besides queries, keys, values and mask, and what has no say in it (a window is in the mask).
+_HARMLESS = {"sliding_window", "position_ids", "position_embeddings", "is_causal", "use_cache", "cache_position", "cu_seq_lens_q"}
+_HARMLESS |= {"output_attentions", "output_hidden_states", "return_dict", "head_mask", "layer_head_mask"}
+
+_here = threading.local()  # .batch: the batch that runs in this thread
+_lock = threading.RLock()  # the attention's name stands in the model's configuration, which threads share
+
+
+class CannotPackError(RuntimeError):
+    """The model's attention has a part that this one lacks."""
+
+
+class Prefix:
+    """What a shared prefix leaves behind.
+
+    Args:
+        length: Its tokens.
+        pairs: Per attention module: keys and values (1, heads, length, width).
+        sums: Per wanted layer: float32 (d,), the sum of its hidden states.
+    """
+
+    def __init__(self, length: int, pairs: dict, sums: list[torch.Tensor]):
+        self.length, self.pairs, self.sums = length, pairs, sums
+
+
+class _Batch:
+    """Rows in one line: (length, count) of each run of equally long rows, the prefix, and, while a prefix itself runs, its record."""
+
+    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None):
+        self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
+        self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
+
+
+@contextmanager
+def _running(body: torch.nn.Module, batch: _Batch) -> Iterator[None]:
+    """Put the packed attention in place of the model's own, and take it out again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    configs = {id(config): config for module in body.modules() if (config := getattr(module, "config", None)) is not None}.values()
+    with _lock:
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, _mask)
+        before = [config._attn_implementation for config in configs]
+        try:
+            _here.batch = batch
+            for config in configs:
+                config._attn_implementation = NAME
+            yield
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation = name
+            _here.batch = None
+
+
+def run(
+    body: torch.nn.Module, rows: Sequence[Sequence[int]], prefix: Prefix | None, layers: Sequence[int], record: dict | None = None
+) -> list[torch.Tensor]:
+    """Hidden states of rows that follow a common prefix.
+
+    Args:
+        body: A causal transformer without its head.
+        rows: Token ids after the prefix; equally long rows stand together.
+        prefix: From `run_prefix`, or None.
+        layers: Indices ≥ 0 into the hidden states.
+        record: Filled with the keys and values of each attention module.
+
+    Returns:
+        Per layer (sum of the rows' lengths, d): all tokens of the first row, then of the second, ….
+
+    Raises:
+        CannotPackError: The model's attention does something that packing does not.
+    """
+    lengths = [len(row) for row in rows]
+    batch = _Batch(lengths, prefix, record)
+    tokens = torch.tensor([[token for row in rows for token in row]], device=body.device)
+    positions = torch.cat([torch.arange(batch.past, batch.past + length) for length in lengths])[None].to(body.device)
+    last = body.config.get_text_config().num_hidden_layers
+    with _running(body, batch):
+        out = body(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=torch.ones_like(tokens),  # without one, some models would work out the packing themselves, as a dense mask
+            use_cache=False,
+            output_hidden_states=any(layer != last for layer in layers),
+            return_dict=True,
+        )
+    return [(out.last_hidden_state if layer == last else out.hidden_states[layer])[0] for layer in layers]
+
+
+def run_prefix(body: torch.nn.Module, ids: Sequence[int], layers: Sequence[int]) -> Prefix:
+    """Run a shared prefix once.
+
+    Args:
+        body: As for `run`.
+        ids: The prefix's tokens.
+        layers: As for `run`.
+    """
+    pairs: dict = {}
+    states = run(body, [ids], None, layers, record=pairs)
+    return Prefix(len(ids), pairs, [state.float().sum(0) for state in states])
+
+
+def _mask(*, mask_function, device, **_) -> torch.Tensor:
+    """The model's rule on the positions of the longest row: bool (1, 1, longest, past + longest); shorter rows read its corner."""
+    batch = _here.batch
+    longest = max(length for length, _ in batch.runs)
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    queries = torch.arange(batch.past, batch.past + longest, device=device)[None, None, :, None]
+    keys = torch.arange(batch.past + longest, device=device)[None, None, None, :]
+    return mask_function(zero, zero, queries, keys).expand(1, 1, longest, batch.past + longest)
+
+
+def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
+    """Attention within each row of the line, and to the prefix: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
+    batch: _Batch = _here.batch
+    if unknown := {name for name, option in options.items() if option is not None and name not in _HARMLESS}:
+        raise CannotPackError(f"attention with {', '.join(sorted(unknown))}")
+    if batch.record is not None:
+        batch.record[module] = (key.contiguous(), value.contiguous())
+    past = batch.prefix.pairs[module] if batch.prefix else ()
+    shared = query.shape[1] // key.shape[1]  # so many query heads read one key head: they stand as further queries, the keys once
+    parts, start = [], 0
+    for length, count in batch.runs:
+        q, k, v = (states[0, :, start : start + length * count].unflatten(1, (count, length)) for states in (query, key, value))
+        q = q.unflatten(0, (-1, shared)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+        k, v = _expand(past, k.transpose(0, 1), v.transpose(0, 1))
+        mask = attention_mask[0, 0, :length, : batch.past + length].repeat(shared, 1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        parts.append(out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
+        start += length * count
+    return torch.cat(parts)[None], None
+
+
+def _expand(past, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the prefix's keys and values before those of each row: (rows, heads, past + length, width)."""
+    if not past:
+        return keys, values
+    rows = len(keys)
+    return tuple(torch.cat([old.expand(rows, -1, -1, -1), new], dim=2) for old, new in zip(past, (keys, values), strict=True))

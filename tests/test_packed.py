@@ -1,0 +1,70 @@
+"""Rows laid end to end give what each row gives alone, behind whatever prefix, and leave the model as it was."""
+
+import threading
+
+import pytest
+import torch
+
+from prompteol_utils import packed
+from prompteol_utils.forward import Forward
+from prompteol_utils.tiny import tiny_model
+
+ROWS = [list(range(20, 29)), list(range(40, 49)), list(range(60, 65)), [77, 78, 79, 80, 81], [90]]
+PREFIX = [5, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.fixture(params=["opt", "llama", "mistral", "gemma3", "gpt-neox"])
+def body(request):
+    return Forward(tiny_model(request.param).model).body
+
+
+def alone(body, row, layer):
+    with torch.inference_mode():
+        out = body(input_ids=torch.tensor([row]), output_hidden_states=True)
+    return out.hidden_states[layer][0]
+
+
+@torch.inference_mode()
+def test_rows_are_what_they_are_alone(body):
+    prefix = packed.run_prefix(body, PREFIX, [3, 1])
+    last, first = packed.run(body, ROWS, prefix, [3, 1])
+    for states, layer in ((last, 3), (first, 1)):
+        for row, found in zip(ROWS, states.split([len(row) for row in ROWS]), strict=True):
+            assert torch.allclose(found, alone(body, PREFIX + row, layer)[len(PREFIX) :], atol=1e-4, rtol=1e-4)
+    assert torch.allclose(prefix.sums[1], alone(body, PREFIX, 1).sum(0), atol=1e-4, rtol=1e-4)
+    swapped = packed.run(body, ROWS[1::-1], prefix, [3])[0]
+    assert not torch.allclose(swapped, last[: len(swapped)], atol=1e-2), "two different rows differ"
+
+
+@torch.inference_mode()
+def test_the_model_is_left_as_it_was(body):
+    before = body.config._attn_implementation
+    packed.run(body, ROWS, None, [3])
+    with pytest.raises(IndexError):
+        packed.run(body, [[10_000]], None, [3])
+    assert body.config._attn_implementation == before == "sdpa"
+    assert torch.equal(alone(body, ROWS[0], 3), alone(body, ROWS[0], 3))
+
+
+def test_threads_share_a_model():
+    body = Forward(tiny_model("llama").model).body
+    expected, wrong = packed.run(body, ROWS, None, [3])[0].detach(), []
+
+    def work(rows):
+        with torch.inference_mode():
+            for _ in range(20):
+                found = packed.run(body, rows, None, [3])[0]
+                if not torch.allclose(found, expected[: len(found)], atol=1e-4):
+                    wrong.append(len(rows))
+
+    threads = [threading.Thread(target=work, args=(ROWS[:n],)) for n in (1, 2, 5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert wrong == []
+
+
+def test_an_attention_with_more_to_it_is_refused():
+    query = torch.zeros(1, 2, 3, 4)
+    packed._here.batch = packed._Batch([3], None, None)
+    with pytest.raises(packed.CannotPackError, match="softcap"):
+        packed._attention(torch.nn.Module(), query, query, query, torch.ones(1, 1, 3, 3, dtype=torch.bool), softcap=50.0, sliding_window=4)
