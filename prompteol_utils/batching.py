@@ -44,3 +44,23 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int, past: int = 0) -> tuple[torch
     width = int(lengths.max())
     tokens = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in ids])
     return tokens, (torch.arange(past + width)[None, :] < past + lengths[:, None]).long(), lengths
+
+
+def read_at(ids: Sequence[Sequence[int]], pooling: str, mask_id: int | None = None) -> list[int]:
+    """Where each row's vector stands, for the poolings that read a single token.
+
+    Args:
+        ids: Token ids, one row a sentence.
+        pooling: "last", "cls" (the first token) or "mask" (the mask token; the last one, should a sentence hold another).
+        mask_id: The tokenizer's mask token.
+
+    Raises:
+        ValueError: A row has no mask token.
+    """
+    if pooling == "cls":
+        return [0] * len(ids)
+    if pooling == "last":
+        return [len(row) - 1 for row in ids]
+    if not all(mask_id in row for row in ids):
+        raise ValueError("the prompt's mask token is not the tokenizer's: write it into the suffix as the tokenizer does ([MASK], <mask>)")
+    return [len(row) - 1 - row[::-1].index(mask_id) for row in ids]

@@ -15,7 +15,7 @@ def encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter on top of the model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default float32 on a CPU")
-    parser.add_argument("--pooling", choices=("last", "mean"), help="by default the prompt's own")
+    parser.add_argument("--pooling", choices=("last", "mean", "cls", "mask"), help="by default the prompt's own")
     parser.add_argument("--layer", type=int, default=-1, help="index of the hidden states (default: the last)")
 
 

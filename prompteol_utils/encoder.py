@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from prompteol_utils import hardware
-from prompteol_utils.batching import batches
+from prompteol_utils.batching import batches, read_at
 from prompteol_utils.forward import Forward
 from prompteol_utils.models import Loaded, load_model, token_ids
 from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
+from prompteol_utils.registry import MODELS
 
 CHUNK = 16_384  # sentences tokenised, sorted and deduplicated together; bounds the memory beside the result
 CPU_TOKENS, GPU_TOKENS = 512, 16_384  # default batch budgets: on a CPU what its caches hold (benchmarks/README.md)
@@ -41,7 +42,7 @@ class Encoder:
     Args:
         loaded: A model from `load_model`.
         prompt: The template around each sentence, or its name.
-        pooling: "last" or "mean"; None takes the prompt's own.
+        pooling: "last", "mean", or for a bidirectional model "cls" or "mask"; None takes the prompt's own.
         layer: Index into the model's hidden states: -1 is the last layer after the final norm (the paper's), 0 the token embeddings.
         max_sentence_tokens: Cut longer sentences to this many tokens before they are wrapped (the paper's training: 32). None cuts
             only what the model's positions cannot hold. The prompt itself is never cut.
@@ -69,11 +70,15 @@ class Encoder:
         self.pooling = pooling or self.prompt.pooling
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; allowed: {', '.join(POOLINGS)}")
+        if self.pooling == "mask" and loaded.tokenizer.mask_token is None:
+            raise ValueError(f"pooling 'mask' needs a model with a mask token, such as BERT; {loaded.name} has none")
         if max_sentence_tokens is not None and max_sentence_tokens < 1:
             raise ValueError(f"max_sentence_tokens is at least 1, got {max_sentence_tokens}")
         self.max_sentence_tokens, self.normalize, self.prefix_cache = max_sentence_tokens, normalize, prefix_cache
         self._forward = Forward(loaded.model)
         self._config, self._layers = self._forward.config, self._forward.layers
+        if self.pooling == "cls" and self._forward.causal:
+            raise ValueError(f"pooling 'cls' reads the first token, which in a causal model such as {loaded.name} has seen nothing else")
         self.layer = self._layer_index(layer)
         self._plain_cache = prefix_cache and self._forward.packs
         self._prefix: tuple = (None, None)
@@ -83,7 +88,7 @@ class Encoder:
     def from_pretrained(
         cls,
         name_or_path: str,
-        prompt: "Prompt | str" = "prompteol",
+        prompt: "Prompt | str | None" = None,
         demonstrations: Iterable[Demonstration] = (),
         quantization: str | None = None,
         device: "str | torch.device | None" = None,
@@ -96,7 +101,7 @@ class Encoder:
 
         Args:
             name_or_path: As for `load_model`.
-            prompt: A prompt or its name.
+            prompt: A prompt or its name; None takes the one that the model's row in the registry names, PromptEOL for any other model.
             demonstrations: Put before the prompt, in this order.
             quantization: None, "nf4" or "int8".
             device: None chooses the GPU if there is one.
@@ -104,6 +109,8 @@ class Encoder:
             adapter: A LoRA adapter's hub id or folder.
             **options: As for `Encoder`.
         """
+        if prompt is None:
+            prompt = MODELS[name_or_path].prompt if name_or_path in MODELS else "prompteol"
         prompt = with_demonstrations(prompt, demonstrations)  # a wrong prompt is said before a model is downloaded
         return cls(load_model(name_or_path, dtype=dtype, quantization=quantization, device=device, adapter=adapter), prompt, **options)
 
@@ -129,8 +136,9 @@ class Encoder:
     def dimension(self) -> int:
         """Width of the vectors."""
         width = self._config.hidden_size
-        # OPT-350m projects its last state down to the width of its word embeddings.
-        return getattr(self._config, "word_embed_proj_dim", width) if self.layer == self._layers - 1 else width
+        # OPT-350m projects its last state down to the width of its word embeddings; a layer on top may change it too.
+        last = self.loaded.width or getattr(self._config, "word_embed_proj_dim", width)
+        return last if self.layer == self._layers - 1 else width
 
     def encode(
         self, sentences: "str | Iterable[str]", *, batch_tokens: int | None = None, show_progress_bar: bool | None = None
@@ -318,8 +326,9 @@ class Encoder:
     def _pool(self, states: torch.Tensor, ids: list[list[int]], past: int = 0, before: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states (all tokens, d), row after row, to float32 vectors (rows, d); the mean also counts the prefix's `past` tokens."""
         lengths = torch.tensor([len(row) for row in ids], device=states.device)
-        if self.pooling == "last":
-            vectors = states[lengths.cumsum(0) - 1].float()
+        if self.pooling != "mean":
+            at = torch.tensor(read_at(ids, self.pooling, self.loaded.tokenizer.mask_token_id), device=states.device)
+            vectors = states[lengths.cumsum(0) - lengths + at].float()
         else:
             sums = torch.stack([row.float().sum(0) for row in states.split(lengths.tolist())])
             vectors = (sums if before is None else sums + before) / (past + lengths[:, None])

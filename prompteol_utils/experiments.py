@@ -3,7 +3,7 @@
 import gc
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +38,7 @@ def grid(
     device: str | None = None,
     batch_tokens: int | None = None,
     retry: bool = False,
+    load_options: Mapping[str, dict] | None = None,
 ) -> pd.DataFrame:
     """Measure every cell of models x precisions x prompts x tasks that the store does not hold yet.
 
@@ -58,6 +59,7 @@ def grid(
         device: As for `load_model`.
         batch_tokens: As for `Encoder.encode`.
         retry: Try cells again that failed before.
+        load_options: More arguments of `load_model` by model, such as {"opt-6.7b": {"weights": folder}}.
 
     Returns:
         The rows of this grid, old and new, in the grid's order. Beside the STS fields each has sentences (distinct ones that were
@@ -83,22 +85,22 @@ def grid(
             todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
             print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)
             if todo:
-                _run_cells(model, precision, todo, store, device, batch_tokens)
+                _run_cells(model, {"device": device, **PRECISIONS[precision], **(load_options or {}).get(model, {})}, todo, store, batch_tokens)
     rows = {_text(row): row for row in store.rows()}  # the last row of a cell counts
     return pd.DataFrame([rows[_text(key)] for key in keys])
 
 
 def _key(model: str, precision: str, prompt: Prompt, pairs: data.Pairs, split: str, seed: int, device: str | None) -> dict:
     """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verb `sts`."""
-    folder = Path(model).expanduser()
+    folder, spec = Path(model).expanduser(), MODELS.get(model)
     settings = PRECISIONS[precision]
     dtype = hardware.choose_dtype(hardware.choose_device(device), settings.get("dtype"))
     return {
-        "model": model if model in MODELS or not folder.is_dir() else folder.resolve().name,
+        "model": (spec.adapter_of or model) if spec else folder.resolve().name if folder.is_dir() else model,
         "prompt": prompt.name,
         "demonstrations": [f"{d.sentence}=>{d.word}" for d in prompt.demonstrations],
         "quantization": settings.get("quantization"),
-        "adapter": None,
+        "adapter": spec.hub_id if spec and spec.adapter_of else None,
         "dtype": str(dtype).removeprefix("torch."),
         "pooling": prompt.pooling,
         "layer": -1,
@@ -126,14 +128,14 @@ def _done(store: results.Store, key: dict) -> bool:
     return any(_text(row) == _text(key) for row in store.rows() if row.get("kind", "sts") == "sts")
 
 
-def _run_cells(model: str, precision: str, cells: list, store: results.Store, device: str | None, batch_tokens: int | None) -> None:
+def _run_cells(model: str, options: dict, cells: list, store: results.Store, batch_tokens: int | None) -> None:
     """Load a model once and measure its cells; the model is gone from memory at the end."""
-    place = hardware.choose_device(device)
+    place = hardware.choose_device(options["device"])
     gc.collect()
     before = hardware.memory_in_use(place)
     start = time.perf_counter()
     try:
-        loaded = load_model(model, device=device, **PRECISIONS[precision])
+        loaded = load_model(model, **options)
     except (RuntimeError, MemoryError) as error:
         if not hardware.is_out_of_memory(error):
             raise
@@ -143,7 +145,6 @@ def _run_cells(model: str, precision: str, cells: list, store: results.Store, de
     machine = hardware.machine()
     facts = {
         "weight_origin": loaded.weight_origin,
-        "adapter": loaded.adapter,
         "model_commit": loaded.commit,
         "memory_before": before,
         "memory_loaded": hardware.memory_in_use(place),

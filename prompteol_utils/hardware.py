@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -69,6 +70,26 @@ def memory_in_use(device: torch.device | None = None) -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def available_memory(device: torch.device | None = None) -> int:
+    """Return the bytes that a model could take now: free on the GPU (on all of them if no number was given), else the machine's.
+
+    A container's limit counts where it is lower than what the machine has.
+    """
+    if device is not None and device.type == "cuda":
+        numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        return sum(torch.cuda.mem_get_info(number)[0] for number in numbers)
+    import psutil
+
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("file "))
+    except (OSError, ValueError, StopIteration):  # no such file, or no limit ("max")
+        return free
+    return min(free, max(limit - used + cached, 0))  # cached files make room when they have to
 
 
 def peak_memory(device: torch.device | None = None) -> int:

@@ -19,7 +19,7 @@ def reference(
         loaded: A model from `load_model`.
         prompt: A prompt or its name.
         sentences: Strings.
-        pooling: "last" or "mean"; None takes the prompt's own.
+        pooling: "last", "mean", "cls" or "mask"; None takes the prompt's own.
         layer: Index into the hidden states.
 
     Returns:
@@ -28,12 +28,16 @@ def reference(
     Source: the authors' evaluation code, without its batching. Built in notebook 01.
     """
     prompt = get_prompt(prompt)
-    last = (pooling or prompt.pooling) == "last"
+    pooling = pooling or prompt.pooling
     rows = []
     for sentence in sentences:
-        tokens = torch.tensor(token_ids(loaded, [prompt.render(sentence)], drop_end=last))
+        tokens = torch.tensor(token_ids(loaded, [prompt.render(sentence)], drop_end=pooling == "last"))
         states = loaded.model(input_ids=tokens.to(loaded.model.device), output_hidden_states=True).hidden_states[layer][0].float()
-        rows.append((states[-1] if last else states.mean(0)).cpu().numpy())
+        if pooling == "mask":
+            vector = states[int((tokens[0] == loaded.tokenizer.mask_token_id).nonzero()[-1])]
+        else:
+            vector = {"last": states[-1], "cls": states[0]}.get(pooling, states.mean(0))
+        rows.append(vector.cpu().numpy())
     return np.stack(rows)
 
 

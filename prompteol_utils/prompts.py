@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-POOLINGS = ("last", "mean")
+POOLINGS = ("last", "mean", "cls", "mask")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Prompt:
         prefix: Text before the sentence (demonstrations included).
         suffix: Text after it. For PromptEOL it ends with the opening quote of the word that the model is about to say.
         name: What tables call it.
-        pooling: "last" (the state of the last token) or "mean" (the mean over all tokens).
-        punctuation: "paper" applies `paper_punctuation` to the sentence, None leaves it untouched.
+        pooling: "last" (the state of the last token), "mean" (over all tokens), "cls" (the first token) or "mask" (the mask token).
+        punctuation: "paper" applies `paper_punctuation` to the sentence, "period" its first rule alone, None leaves it untouched.
         demonstrations: Those that `with_demonstrations` folded into the prefix, for the record.
 
     Raises:
@@ -69,12 +69,14 @@ class Prompt:
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
-        if self.punctuation not in ("paper", None):
-            raise ValueError(f"unknown punctuation {self.punctuation!r}; allowed: 'paper' or None")
+        if self.punctuation not in ("paper", "period", None):
+            raise ValueError(f"unknown punctuation {self.punctuation!r}; allowed: 'paper', 'period' or None")
 
     def clean(self, sentence: str) -> str:
         """Apply this prompt's punctuation rule to a sentence."""
-        return paper_punctuation(sentence) if self.punctuation == "paper" else sentence
+        if self.punctuation == "paper":
+            return paper_punctuation(sentence)
+        return final_period(sentence) if self.punctuation == "period" else sentence
 
     def render(self, sentence: str) -> str:
         """Return the whole text that the model reads for `sentence`.
@@ -102,11 +104,18 @@ def paper_punctuation(sentence: str) -> str:
 
     Source: the authors' evaluation code (`batcher` of evaluation.py); their training code does not apply it. Built in notebook 01.
     """
-    sentence = " ".join(sentence.split())
-    if sentence and sentence[-1] not in ".?\"'":
-        sentence += "."
-    sentence = sentence.replace('"', "'")
+    sentence = final_period(sentence).replace('"', "'")
     return sentence[:-1] + "." if sentence.endswith("?") else sentence
+
+
+def final_period(sentence: str) -> str:
+    """Join words by single spaces, and add a period unless the sentence ends in one of . ? " ' (PromptBERT's evaluation does only this).
+
+    Args:
+        sentence: Any text.
+    """
+    sentence = " ".join(sentence.split())
+    return sentence + "." if sentence and sentence[-1] not in ".?\"'" else sentence
 
 
 PROMPTS: dict[str, Prompt] = {
@@ -119,24 +128,37 @@ PROMPTS: dict[str, Prompt] = {
         Prompt("", "", "last", punctuation=None),
     )
 }
+# What bidirectional models read: the first token, or a mask token after the sentence. A decoder has no use for them. In the authors'
+# evaluation (run.sh and eval_only.sh of kongds/Prompt-BERT) each template ends with a period, without which BERT falls by half.
+ENCODER_PROMPTS: dict[str, Prompt] = {
+    prompt.name: prompt
+    for prompt in (
+        Prompt("", "", "cls", pooling="cls", punctuation=None),
+        Prompt('This sentence : "', '" means[MASK].', "bert-prompt", pooling="mask", punctuation="period"),
+        Prompt('This sentence of "', '" means[MASK].', "promptbert", pooling="mask", punctuation="period"),
+        Prompt("This sentence : ' ", " ' means<mask>.", "promptroberta", pooling="mask", punctuation="period"),
+    )
+}
 
 
 def get_prompt(prompt: "str | Prompt") -> Prompt:
     """Return the prompt of that name, or the prompt itself.
 
     Args:
-        prompt: A name in `PROMPTS`, or a `Prompt`.
+        prompt: A name in `PROMPTS` or `ENCODER_PROMPTS`, or a `Prompt`.
 
     Raises:
         ValueError: Unknown name; the message lists the known ones.
     """
     if isinstance(prompt, Prompt):
         return prompt
-    if prompt not in PROMPTS:
-        near = difflib.get_close_matches(str(prompt), PROMPTS, n=1)
+    known = {**ENCODER_PROMPTS, **PROMPTS}
+    if prompt not in known:
+        near = difflib.get_close_matches(str(prompt), known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown prompt {prompt!r}{hint}; allowed: {', '.join(PROMPTS)}, or a Prompt of your own")
-    return PROMPTS[prompt]
+        allowed = f"{', '.join(PROMPTS)}; for bidirectional models {', '.join(ENCODER_PROMPTS)}"
+        raise ValueError(f"unknown prompt {prompt!r}{hint}; allowed: {allowed}; or a Prompt of your own")
+    return known[prompt]
 
 
 def with_demonstrations(prompt: "str | Prompt", demonstrations: Iterable[Demonstration]) -> Prompt:

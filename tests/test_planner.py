@@ -1,0 +1,107 @@
+"""Estimates: counted weights equal real ones, more is never cheaper, and a model that does not fit says so before it loads."""
+
+import dataclasses
+
+import pytest
+import torch
+import transformers
+
+from prompteol_utils import hardware, planner
+from prompteol_utils.models import load_model
+from prompteol_utils.registry import MODELS
+from prompteol_utils.tiny import ARCHITECTURES, save_tiny, tiny_model
+
+GB = 1e9
+
+
+@pytest.mark.parametrize("architecture", ["opt", "opt-350m", "llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt-neox"])
+def test_counted_weights_are_the_models(architecture):
+    """On models wide enough that norms, biases and positions are the hundredth that the planner leaves out."""
+    fields = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 64, "intermediate_size": 1024, "ffn_dim": 1024}
+    own = {**ARCHITECTURES[architecture][1]}
+    config = {name: value for name, value in fields.items() if name in own} | (
+        {"word_embed_proj_dim": 256} if architecture == "opt" else {}
+    )
+    model = tiny_model(architecture, **config).model
+    shape = planner.shape_of(model.config)
+    shape = dataclasses.replace(shape, tied=model.config.tie_word_embeddings)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(planner.parameters(shape).values()) == pytest.approx(real, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["opt-1.3b", "opt-350m", "llama-7b", "qwen3-0.6b", "pythia-1b"])
+def test_numbers_of_a_row_build_its_model(name):
+    """The row's numbers put into transformers' configuration give a model (without memory for it) of the estimated size."""
+    spec, shape = MODELS[name], MODELS[name].shape
+    config_class = getattr(transformers, ARCHITECTURES[spec.architecture][0])
+    fields = {"vocab_size": shape.vocab, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+              "max_position_embeddings": shape.positions, "tie_word_embeddings": shape.tied, "intermediate_size": shape.ffn}  # fmt: skip
+    if spec.architecture.startswith("opt"):
+        fields |= {"ffn_dim": shape.ffn, "word_embed_proj_dim": shape.embedding}
+    if spec.architecture == "qwen3":
+        fields |= {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config_class(**fields))
+    assert planner.estimate_memory(spec, bits=16, batch_tokens=1).weights == pytest.approx(2 * model.num_parameters(), rel=0.02)
+
+
+def test_known_sizes():
+    memory = {bits: planner.estimate_memory(MODELS["opt-6.7b"], bits=bits, batch_tokens=1024) for bits in (32, 16, 8, 4)}
+    assert memory[16].weights / GB == pytest.approx(13.3, abs=0.2) and memory[4].weights / GB == pytest.approx(3.7, abs=0.2)
+    assert memory[32].total > memory[16].total > memory[8].total > memory[4].total
+    more = planner.estimate_memory(MODELS["opt-6.7b"], bits=16, batch_tokens=4096)
+    assert more.weights == memory[16].weights and more.activations == pytest.approx(4 * memory[16].activations)
+    training = planner.estimate_memory(MODELS["opt-6.7b"], bits=4, batch_tokens=1024, training=True)
+    assert training.training > 0 and training.activations > memory[4].activations and training.total > memory[4].total
+
+
+def test_lora_matrices_are_counted():
+    from peft import LoraConfig, get_peft_model
+
+    for architecture in ("llama", "opt"):
+        model = tiny_model(architecture).model
+        shape = planner.shape_of(model.config)
+        adapted = get_peft_model(model, LoraConfig(r=planner.LORA_RANK, target_modules="all-linear"))
+        real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        estimate = planner.estimate_memory(dataclasses.replace(shape), bits=4, batch_tokens=1, training=True)
+        assert estimate.training == 16 * real
+
+
+def test_table_of_cards():
+    table = planner.fitting_table(["opt-125m", "opt-6.7b", "opt-66b"]).set_index("model")
+    assert list(table.loc["opt-125m", ["8 GB", "141 GB"]]) == ["16 bit", "16 bit"]
+    assert table.loc["opt-6.7b", "8 GB"] == "4 bit" and table.loc["opt-6.7b", "24 GB"] == "16 bit"
+    assert (
+        table.loc["opt-66b", "24 GB"] == "–"
+        and table.loc["opt-66b", "80 GB"] in ("8 bit", "4 bit")
+        and table.loc["opt-66b", "141 GB"] != "–"
+    )
+    assert len(planner.fitting_table()) > 30 and len(planner.fitting_table(training=True)) > 30
+
+
+def test_seconds_grow_with_the_work():
+    slow, fast = (planner.seconds_per_million(MODELS["opt-6.7b"], speed) for speed in (1e13, 1e14))
+    assert slow == pytest.approx(10 * fast) and slow == pytest.approx(2 * 6.44e9 * 25 * 1e6 / 1e13, rel=0.01)
+
+
+def test_too_large_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "available_memory", lambda device: int(3e9))
+    with pytest.raises(hardware.NotEnoughMemoryError, match=r"opt-6.7b needs \d+\.\d GB at 32 bits .* 3\.0 GB are free on cpu.*opt-350m"):
+        load_model("opt-6.7b", weights=tmp_path)  # an empty folder: it is not even looked at
+    with pytest.raises(hardware.NotEnoughMemoryError, match=r"opt-1.3b \(8 bits\), opt-1.3b \(4 bits\)"):
+        load_model("opt-1.3b", weights=tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is missing"):  # it fits, so its folder is looked at
+        load_model("opt-125m", weights=tmp_path)
+    folder = save_tiny("llama", tmp_path / "tiny")
+    monkeypatch.setattr(hardware, "available_memory", lambda device: 1000)
+    with pytest.raises(hardware.NotEnoughMemoryError, match="tiny needs"):  # a folder of one's own: by its configuration
+        load_model(str(folder))
+
+
+def test_bad_bits_are_named():
+    with pytest.raises(ValueError, match="32, 16, 8 or 4"):
+        planner.estimate_memory(MODELS["opt-125m"], bits=3, batch_tokens=1)
+
+
+def test_free_memory_is_a_number_of_bytes():
+    assert 1e6 < hardware.available_memory(torch.device("cpu")) < 1e14
