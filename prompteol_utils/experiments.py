@@ -85,7 +85,9 @@ def grid(
             todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
             print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)
             if todo:
-                _run_cells(model, {"device": device, **PRECISIONS[precision], **(load_options or {}).get(model, {})}, todo, store, batch_tokens)
+                _run_cells(
+                    model, {"device": device, **PRECISIONS[precision], **(load_options or {}).get(model, {})}, todo, store, batch_tokens
+                )
     rows = {_text(row): row for row in store.rows()}  # the last row of a cell counts
     return pd.DataFrame([rows[_text(key)] for key in keys])
 

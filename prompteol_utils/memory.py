@@ -43,7 +43,7 @@ def measure_here(model: str, quantization: str | None, dtype: str | None, batch_
     """What `measure` runs in the other process: prints the row."""
     spec, place = MODELS[model], hardware.choose_device()
     texts = data.load_mini_sts("dev").sentences + data.load_mini_sts("test").sentences
-    wide = {"hidden_size": 128, "intermediate_size": 256} if quantization else {}  # 4-bit blocks need some width
+    wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32} if quantization else {}  # 4-bit blocks need some width
     with tempfile.TemporaryDirectory() as folder:  # libraries and kernels are loaded by a tiny model, so that they do not count
         Encoder(load_model(str(save_tiny(spec.architecture, folder, **wide)), quantization=quantization, dtype=dtype), spec.prompt).encode(
             texts

@@ -282,10 +282,11 @@ def _check_fits(spec: ModelSpec, quantization: str | None, dtype: torch.dtype, d
 def _loader(spec: ModelSpec, config):
     """The transformers class: a decoder with its head, an encoder, or the encoder half of an encoder-decoder."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
     if spec.kind == "causal":
         return AutoModelForCausalLM
-    return AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
+    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def _put_head_on(model, head: str, source: str, commit: str | None) -> int:

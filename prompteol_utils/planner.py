@@ -94,8 +94,9 @@ def estimate_memory(
     widest = 2 * shape.hidden + max(2 * queries + 2 * keys, mlp)  # numbers a token at the widest moment of a layer
     if training:
         kept = shape.layers * (4 * shape.hidden + 3 * queries + 2 * keys + mlp)
-        inputs = shape.hidden * 3 + queries + shape.ffn + (shape.hidden * 2 + shape.hidden if shape.gated_mlp else shape.hidden)
-        rank = LORA_RANK * shape.layers * (inputs + 2 * queries + 2 * keys + mlp)
+        reads = (5 if shape.gated_mlp else 4) * shape.hidden + queries + shape.ffn
+        writes = queries + 2 * keys + 2 * shape.hidden + (2 if shape.gated_mlp else 1) * shape.ffn
+        rank = LORA_RANK * shape.layers * (reads + writes)
         return Estimate(round(weights), round(batch_tokens * kept * compute), 16 * rank)
     cache = 2 * keys * shape.layers if kind == "causal" else 0  # keys and values of every layer, after the shared prefix
     dequantised = max(shape.hidden * shape.ffn, shape.hidden * queries) * compute if bits < 16 else 0
@@ -132,13 +133,13 @@ def shape_of(config) -> "Shape | None":
     )
 
 
-def fitting_table(models=None, *, training: bool = False, batch_tokens: int | None = None, cards=CARDS) -> pd.DataFrame:
+def fitting_table(models=None, *, training: bool = False, batch_tokens: int = 2_048, cards=CARDS) -> pd.DataFrame:
     """Which size fits on which card.
 
     Args:
         models: Names of rows; None takes all language models of the registry.
-        training: QLoRA instead of encoding: 4 bits, and batches of 2,048 tokens by default.
-        batch_tokens: None takes the encoder's default on a GPU.
+        training: QLoRA instead of encoding: 4 bits.
+        batch_tokens: Tokens in a batch; larger ones are faster and take more.
         cards: Memory in GB; a twelfth of it is left free for CUDA's context and fragments.
 
     Returns:
@@ -146,7 +147,6 @@ def fitting_table(models=None, *, training: bool = False, batch_tokens: int | No
         ("16 bit", "8 bit", "4 bit") or "–". Built in notebook 03.
     """
     rows = []
-    batch_tokens = batch_tokens or (2_048 if training else BATCH_TOKENS["cuda"])
     for name in models or [name for name, spec in MODELS.items() if spec.kind == "causal" and not spec.adapter_of]:
         spec = MODELS[name]
         need = {

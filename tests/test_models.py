@@ -83,7 +83,7 @@ def test_adapter_goes_on_top(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_model("smollm2-135m"), "did you mean 'smollm2-135m-instruct'"),
+        (lambda: load_model("smollm2-135m-instrct"), "did you mean 'smollm2-135m-instruct'"),
         (lambda: load_model("nothing-like-it"), "allowed: smollm2-135m-instruct, gemma3-270m"),
         (lambda: load_model("./no/such/folder"), "unknown model"),
         (lambda: load_model("smollm2-135m-instruct", device="cuda:99"), "CUDA GPUs here"),
@@ -108,7 +108,7 @@ def test_folder_without_a_model(tmp_path):
 
 
 def test_offline_hub_model_fails_clearly_and_fast(tmp_path):
-    code = "from prompteol_utils.models import load_model; load_model('opt-6.7b')"
+    code = "from prompteol_utils.models import load_model; load_model('opt-6.7b', quantization='nf4')"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

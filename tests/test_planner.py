@@ -63,7 +63,8 @@ def test_lora_matrices_are_counted():
         shape = planner.shape_of(model.config)
         adapted = get_peft_model(model, LoraConfig(r=planner.LORA_RANK, target_modules="all-linear"))
         real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        estimate = planner.estimate_memory(dataclasses.replace(shape), bits=4, batch_tokens=1, training=True)
+        shape = dataclasses.replace(shape, gated_mlp=architecture == "llama")
+        estimate = planner.estimate_memory(shape, bits=4, batch_tokens=1, training=True)
         assert estimate.training == 16 * real
 
 
@@ -85,13 +86,11 @@ def test_seconds_grow_with_the_work():
 
 
 def test_too_large_is_said_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "available_memory", lambda device: int(3e9))
-    with pytest.raises(hardware.NotEnoughMemoryError, match=r"opt-6.7b needs \d+\.\d GB at 32 bits .* 3\.0 GB are free on cpu.*opt-350m"):
-        load_model("opt-6.7b", weights=tmp_path)  # an empty folder: it is not even looked at
+    monkeypatch.setattr(hardware, "available_memory", lambda device: int(4e9))
+    with pytest.raises(hardware.NotEnoughMemoryError, match=r"opt-6.7b needs \d+\.\d GB at 32 .* 4\.0 GB are free .*opt-125m \(32"):
+        load_model("opt-6.7b")  # the hub is not even asked
     with pytest.raises(hardware.NotEnoughMemoryError, match=r"opt-1.3b \(8 bits\), opt-1.3b \(4 bits\)"):
-        load_model("opt-1.3b", weights=tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is missing"):  # it fits, so its folder is looked at
-        load_model("opt-125m", weights=tmp_path)
+        load_model("opt-1.3b")
     folder = save_tiny("llama", tmp_path / "tiny")
     monkeypatch.setattr(hardware, "available_memory", lambda device: 1000)
     with pytest.raises(hardware.NotEnoughMemoryError, match="tiny needs"):  # a folder of one's own: by its configuration

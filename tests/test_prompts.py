@@ -80,7 +80,7 @@ def test_demonstrations_keep_their_order_and_are_cleaned_like_the_sentence():
         (lambda: parse_demonstration("A text. -> Word"), "SENTENCE=>WORD"),
         (lambda: get_prompt("nothing"), "allowed: prompteol, means, mean, last"),
         (lambda: Prompt("", "", "x", pooling="max"), "allowed: last, mean"),
-        (lambda: Prompt("", "", "x", punctuation="mine"), "'paper' or None"),
+        (lambda: Prompt("", "", "x", punctuation="mine"), "'paper', 'period' or None"),
     ],
 )
 def test_bad_input_is_named(call, message):
