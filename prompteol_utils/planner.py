@@ -12,7 +12,7 @@ CARDS = (8, 16, 24, 48, 80, 141)  # GB
 # Peak 16-bit matrix speed without sparsity, as vendors state it; a run reaches a part of it.
 PEAK = {"T4": 65e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
 REACHED = 0.4  # of the peak: an assumption for batches of thousands of tokens, not a measurement
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}  # the encoder's defaults
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # the encoder's defaults
 LORA_RANK = 64  # the paper's
 BITS = {None: 0, "nf4": 4, "int8": 8}
 # NF4: a scale of 8 bits for every 64 weights, and one of 32 bits for every 256 of these (double quantisation).
