@@ -50,6 +50,9 @@ HOUSE = {
     "trials": (3, "prompts data models encoder evaluation results"),
     "search": (3, "prompts data models results trials"),
     "shots": (3, "prompts trials search"),
+    "wordnet": (0, ""),
+    "labelling": (3, "prompts models"),
+    "demonstrations": (3, "prompts files results labelling search"),
     "selection": (3, "prompts trials search"),
     "cli_demonstrations": (3, "cli prompts data models results trials search shots"),
 }
