@@ -1,4 +1,4 @@
-"""Verbs about size: grid."""
+"""Verbs about size: grid, plan, reproduce, states, memory."""
 
 import argparse
 
@@ -27,6 +27,84 @@ def add_verbs(verb) -> None:
     grid.add_argument("--batch-tokens", type=positive, metavar="N", help="tokens in a batch, padding included")
     grid.add_argument("--retry", action="store_true", help="try failed cells again")
     grid.add_argument("--output", required=True, metavar="FILE", help="JSON lines; a row is added as soon as its cell is done")
+
+    plan = verb("plan", _plan, "say which model fits on which card, and how long a million sentences take")
+    plan.add_argument("models", nargs="*", metavar="MODEL", help="names from `models`; all language models by default")
+    plan.add_argument("--training", action="store_true", help="QLoRA instead of encoding")
+    plan.add_argument("--batch-tokens", type=positive, default=2048, metavar="N", help="tokens in a batch (default: %(default)s)")
+
+    again = verb("reproduce", _reproduce, "measure a row of the paper's STS tables anew: cost first, then pass or fail per task")
+    again.add_argument("names", nargs="*", metavar="NAME", help="such as opt-125m, opt-125m-icl, bert-prompt; none lists all")
+    again.add_argument("--tasks", nargs="+", metavar="TASK", help="all seven by default")
+    again.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: fp32 on a CPU, 16 bits on a GPU")
+    again.add_argument("--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub)")
+    again.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
+    again.add_argument("--tolerance", type=float, metavar="POINTS", help="by which a score may differ (default: 0.5)")
+    again.add_argument("--weights", metavar="FOLDER", help="the model's weights on disk instead of the hub")
+    again.add_argument("--adapter", metavar="FOLDER", help="the adapter's weights on disk instead of the hub")
+    again.add_argument("--output", default="reproduce.jsonl", metavar="FILE", help="rows; what is there is not measured again")
+
+    verb("states", _states, "list every system and how far it was run here")
+
+    memory = verb("memory", _memory, "measure the peak memory of a model in a process of its own, beside the planner's estimate")
+    memory.add_argument("models", nargs="+", metavar="MODEL")
+    memory.add_argument("--quantization", choices=("nf4", "int8"))
+    memory.add_argument("--dtype")
+    memory.add_argument("--batch-tokens", type=positive, nargs="+", default=[512], metavar="N")
+    memory.add_argument("--output", metavar="FILE", help="append the rows here")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from prompteol_utils import planner
+    from prompteol_utils.registry import get_spec
+
+    for name in options.models:
+        get_spec(name)
+    table = planner.fitting_table(options.models or None, training=options.training, batch_tokens=options.batch_tokens)
+    for card in ("RTX 4090", "A100", "H100"):
+        speed = planner.REACHED * planner.PEAK[card]
+        table[f"s per million, {card}"] = [planner.seconds_per_million(get_spec(name), speed) for name in table["model"]]
+    print(table.to_string(index=False, float_format="{:,.1f}".format))
+    print(f"Estimates; seconds assume {planner.REACHED:.0%} of a card's peak at 16 bits and 25 tokens a sentence.")
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from prompteol_utils import data, reproduction
+
+    if not options.names:
+        print("\n".join(f"{one.name:24} {one.system} ({one.group})" for one in reproduction.reproductions().values()))
+        return 0
+    verdicts = []
+    for name in options.names:
+        table = reproduction.reproduce(
+            name, options.output, tasks=options.tasks or data.STS_TASKS, precision=options.precision, root=options.root,
+            device=options.device, tolerance=options.tolerance, weights=options.weights, adapter=options.adapter,
+        )  # fmt: skip
+        print(table.to_string(index=False, float_format="{:.2f}".format))
+        verdicts += table["verdict"].tolist()
+    return int(any(verdict != "pass" for verdict in verdicts))
+
+
+def _states(options: argparse.Namespace) -> int:
+    from prompteol_utils import reproduction
+
+    print(reproduction.states().to_string(index=False))
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    import json
+
+    from prompteol_utils import memory, results
+
+    for model in options.models:
+        for batch_tokens in options.batch_tokens:
+            row = memory.measure(model, options.quantization, options.dtype, batch_tokens)
+            print(json.dumps({name: row[name] for name in ("model", "bits", "batch_tokens", "estimate_total", "measured_peak", "ratio")}))
+            if options.output:
+                results.Store(options.output).append(row)
+    return 0
 
 
 def _grid(options: argparse.Namespace) -> int:
