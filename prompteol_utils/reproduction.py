@@ -84,7 +84,7 @@ def cost(name: str, sentences: int, precision: str = "auto", device: str | None 
     hours = {card: planner.seconds_per_million(spec, planner.REACHED * planner.PEAK[card]) * sentences / 3.6e9 for card in ("A100", "H100")}
     times = " or ".join(f"{value:.3f} hours on an {card}" for card, value in hours.items())
     return (
-        f"{name}: {spec.hub_id}, a download of about {download / planner.GB:.1f} GB at 16 bits a weight; about {need.total / planner.GB:.1f} "
+        f"{name}: {spec.hub_id}, a download of {download / planner.GB:.1f} GB (16 bits a weight); about {need.total / planner.GB:.1f} "
         f"GB of memory at {bits} bits; {sentences:,} sentences take about {times} (estimated, never measured)"
     )
 

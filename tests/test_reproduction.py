@@ -46,7 +46,7 @@ def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(opt, r
     arguments = ["reproduce", "opt-125m", "--tasks", "stsb", "--root", root, "--weights", opt, "--output", str(tmp_path / "rows.jsonl")]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
-    assert shown.index("facebook/opt-125m, a download of about 0.2 GB") < shown.index("fail") and "hours on an H100" in shown
+    assert shown.index("facebook/opt-125m, a download of 0.2 GB") < shown.index("fail") and "hours on an H100" in shown
     row = results.Store(tmp_path / "rows.jsonl").rows()[0]
     assert (row["model"], row["n"], row["weight_origin"]) == ("opt-125m", 1379, "hub fp16, base (a folder)")
     table = results.paper_table("sts")
