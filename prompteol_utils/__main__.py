@@ -16,6 +16,7 @@ ROOMS: tuple[str, ...] = (
     "cli_demonstrations",
     "cli_finetuning",
     "cli_scaling",
+    "cli_transfer",
 )
 
 

@@ -56,6 +56,9 @@ HOUSE = {
     "demonstrations": (3, "prompts files results labelling search"),
     "selection": (3, "prompts trials search"),
     "cli_demonstrations": (3, "cli prompts data models results trials search shots"),
+    "probes": (0, ""),
+    "transfer": (2, "transfer_data probes results"),
+    "cli_transfer": (3, "cli results encoder probes transfer transfer_data"),
 }
 EVERYTHING = "__main__"
 

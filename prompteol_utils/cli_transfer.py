@@ -1,0 +1,86 @@
+"""The verb `transfer`: accuracies on classification tasks as rows, each computed once."""
+
+import argparse
+import math
+import time
+
+from prompteol_utils import cli
+
+
+def add_verbs(verb) -> None:
+    """Add this room's verb; `verb(name, function, text)` makes one."""
+    transfer = verb("transfer", _transfer, "score a model on classification: a linear classifier on its embeddings (accuracy x 100)")
+    cli.encoder_options(transfer)
+    transfer.add_argument("--prompt", nargs="+", default=["prompteol"], dest="prompts", help="names from PROMPTS (default: prompteol)")
+    transfer.add_argument("--tasks", nargs="+", metavar="TASK", help="mr cr subj mpqa sst2 trec mrpc (default: all)")
+    transfer.add_argument(
+        "--solvers", nargs="+", default=["senteval", "lbfgs"], metavar="SOLVER", help="senteval, lbfgs (default: %(default)s)"
+    )
+    transfer.add_argument("--seeds", nargs="+", type=int, default=[1111], help="of folds and classifier (default: SentEval's, 1111)")
+    transfer.add_argument("--folds", type=cli.positive, default=10, help="outer and inner (default: %(default)s)")
+    transfer.add_argument(
+        "--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)"
+    )
+    transfer.add_argument("--limit", type=cli.positive, metavar="N", help="a seeded sample of at most N sentences of each split")
+    transfer.add_argument("--seed", type=int, default=0, help="of that sample (default: %(default)s)")
+    transfer.add_argument("--output", metavar="FILE", help="append one JSON row a task, solver and seed; rows that are there are kept")
+    transfer.add_argument("--encode-only", action="store_true", help="only fill the embedding cache, for a classifier run later")
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from prompteol_utils import probes, results, transfer, transfer_data
+
+    if wrong := [solver for solver in options.solvers if solver not in probes.SOLVERS]:
+        raise ValueError(f"unknown solver {wrong[0]!r}; allowed: {', '.join(probes.SOLVERS)}")
+    names = options.tasks or transfer_data.TRANSFER_TASKS
+    tasks = [transfer_data.load_transfer(name, root=options.root, limit=options.limit, seed=options.seed) for name in names]
+    store = results.Store(options.output) if options.output else None
+    loaded, prompts = cli.load(options)
+    from prompteol_utils.encoder import Encoder
+
+    rows = []
+    for prompt in prompts:
+        encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
+        for task in tasks:
+            keys = [_key(encoder, task, options, solver, seed) for solver in options.solvers for seed in options.seeds]
+            todo = [key for key in keys if not (store and store.done(key))]
+            if not todo and not options.encode_only:
+                print(f"{prompt.name} {task.name}: done before, in {options.output}")
+                continue
+            counted, start = _Counted(encoder), time.perf_counter()
+            x = transfer.features(results.EmbeddingCache().wrap(counted), task)
+            encoding = {"encoded": counted.new, "encode_seconds": round(time.perf_counter() - start, 2)}
+            print(f"{prompt.name} {task.name}: {counted.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
+            for key in [] if options.encode_only else todo:
+                measured = transfer.score(x, task, solver=key["solver"], seed=key["seed"], folds=options.folds) | encoding
+                measured = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in measured.items()}
+                rows.append(measured | key | results.provenance(key["seed"]))
+                print(f"{prompt.name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}", flush=True)
+                if store:
+                    store.append(rows[-1])
+    if rows:
+        import pandas
+
+        columns = ["model", "prompt", "task", "solver", "seed", "accuracy", "fold_std", "n_train", "n_test", "origin", "encode_seconds",
+                   "classifier_seconds"]  # fmt: skip
+        print(pandas.DataFrame(rows)[columns].to_string(index=False, float_format="{:.2f}".format))
+    return 0
+
+
+def _key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> dict:
+    """What makes a row the same measurement."""
+    split = "test" if "test" in task.sizes else "all"
+    same = cli.row_key(encoder, task.name, task, argparse.Namespace(layer=options.layer, reference=False, split=split, seed=seed))
+    drawn = {"limit": options.limit, "sample_seed": options.seed if options.limit else None}
+    return {"kind": "transfer", **same, "solver": solver, "folds": options.folds, **drawn}
+
+
+class _Counted:
+    """An encoder that counts what it is really given: the cache asks it for new sentences only."""
+
+    def __init__(self, encoder):
+        self.encoder, self.key, self.new = encoder, encoder.key, 0
+
+    def stream(self, sentences: list[str], **options):
+        self.new += len(sentences)
+        return self.encoder.stream(sentences, **options)
