@@ -1,4 +1,4 @@
-"""Verbs of the demonstrations: search them, put several together."""
+"""Verbs of the demonstrations: build a set, search it, put several together."""
 
 import argparse
 
@@ -23,6 +23,25 @@ def add_verbs(verb) -> None:
     kshot.add_argument("--held-out", type=cli.positive, default=100, help="dev pairs after those, that only report (default: %(default)s)")
     kshot.add_argument("--orders", type=cli.positive, default=12, help="orders of the first four to compare (default: %(default)s)")
     kshot.add_argument("--random", type=cli.positive, default=5, help="random lists of 1, 2, 4, … to compare (default: %(default)s)")
+
+    build = verb(
+        "build", _build, "make a set of demonstrations: a model labels sentences, a dictionary adds words; goes on where it was stopped"
+    )
+    build.add_argument("--sentences", metavar="FILE", help="to label: .txt (a sentence a line), .csv, .tsv, .jsonl or .parquet")
+    build.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
+    build.add_argument(
+        "--endpoint", action="store_true", help="ask the OpenAI-compatible OPENAI_BASE_URL with OPENAI_API_KEY, not a local model"
+    )
+    build.add_argument("--model", help="local: a name from `models`, a hub id or a folder; --endpoint: its name there (else OPENAI_MODEL)")
+    build.add_argument("--concurrency", type=cli.positive, default=4, help="requests at the same time (default: %(default)s)")
+    build.add_argument(
+        "--price", nargs=2, type=float, default=(0.0, 0.0), metavar=("IN", "OUT"), help="of a million tokens, for the estimate"
+    )
+    build.add_argument("--wordnet", metavar="FOLDER", help="a WordNet database, such as /usr/share/wordnet")
+    build.add_argument("--definitions", type=cli.positive, default=200, help="words from it, a seeded sample (default: %(default)s)")
+    build.add_argument("--seed", type=int, default=0, help="of that sample (default: %(default)s)")
+    build.add_argument("--rows", metavar="FILE", help="answers as they come; what is in it is not asked again")
+    build.add_argument("--output", required=True, metavar="FILE.csv", help="the set, for `search --candidates`")
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
@@ -98,3 +117,35 @@ def _kshot(options: argparse.Namespace) -> int:
     lists = shots.random_shots(trials, candidates, counts, options.random, stop, start=pairs, seed=options.seed)
     _show(lists.groupby("shots", as_index=False)["spearman"].agg(["mean", "min", "max"]))
     return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from prompteol_utils import demonstrations, sentences, wordnet
+
+    texts = list(sentences.read_sentences(options.sentences, options.text_column)) if options.sentences else []
+    pairs = list(wordnet.read_wordnet(options.wordnet)) if options.wordnet else []
+    if len(pairs) > options.definitions:
+        pairs = [pairs[i] for i in sorted(np.random.default_rng(options.seed).choice(len(pairs), options.definitions, replace=False))]
+    table = demonstrations.build_demonstrations(_labeller(options, texts), texts, definitions=pairs, store=options.rows)
+    for reason, n in table["reject"][table["reject"] != ""].value_counts().items():
+        print(f"rejected, {reason}: {n}")
+    print(f"{demonstrations.save_demonstrations(table, options.output)} demonstrations of {len(table)}: {options.output}")
+    return 0
+
+
+def _labeller(options: argparse.Namespace, texts: list[str]):
+    """The labelling function; None where there is nothing to label."""
+    from prompteol_utils import labelling
+
+    if not texts:
+        return None
+    if options.endpoint:
+        label = labelling.endpoint_labeller(model=options.model, concurrency=options.concurrency)
+        cost = labelling.estimate_cost(texts, *options.price)
+        print("at most: " + ", ".join(f"{name} {value:,.4g}" for name, value in cost.items()), flush=True)
+        return label
+    from prompteol_utils.models import load_model
+
+    return labelling.local_labeller(load_model(options.model or cli.DEFAULT_MODEL))

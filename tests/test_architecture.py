@@ -55,10 +55,10 @@ HOUSE = {
     "labelling": (3, "prompts models"),
     "demonstrations": (3, "prompts files results labelling search"),
     "selection": (3, "prompts trials search"),
-    "cli_demonstrations": (3, "cli prompts data models results trials search shots"),
     "probes": (0, ""),
     "transfer": (2, "transfer_data probes results"),
     "cli_transfer": (3, "cli results encoder probes transfer transfer_data"),
+    "cli_demonstrations": (3, "cli prompts data models results sentences trials search shots labelling demonstrations wordnet"),
 }
 EVERYTHING = "__main__"
 

@@ -7,10 +7,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from kills import kill_at
 
 from prompteol_utils import data, demonstrations, labelling
+from prompteol_utils.__main__ import main
 from prompteol_utils.results import Store
-from prompteol_utils.tiny import tiny_model
+from prompteol_utils.tiny import save_tiny, tiny_model
 from prompteol_utils.wordnet import read_wordnet
 
 SENTENCES = ["The bakery opens at six.", "Our bus broke down.", "A goat ate my hat.", "The choir sang outside.", "Lightning hit the barn."]
@@ -220,3 +222,33 @@ def test_cost_is_said_before_it_starts():
     few, many = labelling.estimate_cost(SENTENCES, 1.0, 2.0), labelling.estimate_cost(SENTENCES * 2, 1.0, 2.0)
     assert few["requests"] == 5 and many["tokens in"] == pytest.approx(2 * few["tokens in"], abs=1)
     assert few["cost"] == pytest.approx((few["tokens in"] + 2 * few["tokens out"]) / 1e6) and few["tokens in"] > 5 * 100
+
+
+# --- the command line
+
+
+def test_three_kills_of_a_build_leave_the_same_file(tmp_path, capsys):
+    model = str(save_tiny("llama", tmp_path / "tiny"))
+    (tmp_path / "in.txt").write_text("".join(f"The {thing} of the {place} waits.\n" for thing in "abcdefgh" for place in "stuvwxyz"))
+    (tmp_path / "data.noun").write_text(ENTRIES)
+
+    def verb(name):
+        files = ["--rows", str(tmp_path / f"{name}.jsonl"), "--output", str(tmp_path / f"{name}.csv")]
+        return ["build", "--sentences", str(tmp_path / "in.txt"), "--model", model, "--wordnet", str(tmp_path), *files]
+
+    assert main(verb("unbroken")) == 0
+    said = capsys.readouterr().out
+    assert "demonstrations of 66" in said and len(Store(tmp_path / "unbroken.jsonl").rows()) == 64
+    left = kill_at(verb("killed"), tmp_path / "killed.jsonl", [1, 17, 33])
+    assert all(n in (16, 32, 48, 64) for n in left) and left[0] < 64, "a batch is there whole or not at all"
+    assert main(verb("killed")) == 0
+    assert capsys.readouterr().out == said.replace("unbroken", "killed")
+    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "unbroken.csv").read_bytes()
+    assert len(Store(tmp_path / "killed.jsonl").rows()) == 64
+
+
+def test_build_needs_something_to_build_from(tmp_path, capsys):
+    assert main(["build", "--output", str(tmp_path / "a.csv")]) == 2
+    assert "neither sentences nor definitions" in capsys.readouterr().err
+    assert main(["build", "--wordnet", str(tmp_path), "--output", str(tmp_path / "a.csv")]) == 2
+    assert "no WordNet database" in capsys.readouterr().err and not (tmp_path / "a.csv").exists()
