@@ -1,6 +1,5 @@
 """The planner's estimate against what a process really takes: a row of kind "memory" for each model, precision and batch."""
 
-import gc
 import json
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import tempfile
 
 from prompteol_utils import data, hardware, planner, results
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.models import load_model
+from prompteol_utils.models import fetch_model, load_model
 from prompteol_utils.registry import MODELS, get_spec
 from prompteol_utils.tiny import save_tiny
 
@@ -17,14 +16,15 @@ def measure(model: str, quantization: str | None = None, dtype: str | None = Non
     """Load a model in a process of its own, encode a few batches, and set the peak beside the estimate.
 
     Args:
-        model: A row of the registry with weights at hand.
+        model: A bundled model.
         quantization: None, "nf4" or "int8".
         dtype: As for `load_model`.
         batch_tokens: Tokens in a batch, padding included.
 
     Returns:
         A row for `results.Store`: bits, estimate_weights, estimate_total, measured_loaded, measured_peak (bytes above what the same
-        process took before) and ratio (estimate_total / measured_peak).
+        process took before, its tokenizer and the pages of the file that no parameter uses left out) and ratio (estimate_total /
+        measured_peak).
 
     Raises:
         RuntimeError: The process failed; its last words are in the message.
@@ -41,6 +41,8 @@ def measure(model: str, quantization: str | None = None, dtype: str | None = Non
 
 def measure_here(model: str, quantization: str | None, dtype: str | None, batch_tokens: int) -> None:
     """What `measure` runs in the other process: prints the row."""
+    from transformers import AutoTokenizer
+
     spec, place = MODELS[model], hardware.choose_device()
     texts = data.load_mini_sts("dev").sentences + data.load_mini_sts("test").sentences
     wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32} if quantization else {}  # 4-bit blocks need some width
@@ -48,11 +50,19 @@ def measure_here(model: str, quantization: str | None, dtype: str | None, batch_
         Encoder(load_model(str(save_tiny(spec.architecture, folder, **wide)), quantization=quantization, dtype=dtype), spec.prompt).encode(
             texts
         )
-    gc.collect()
-    before = hardware.memory_in_use(place)
+    hardware.release_memory()
+    start = hardware.memory_in_use()
+    kept = AutoTokenizer.from_pretrained(fetch_model(model))  # as large as the vocabulary, and not in the estimate
+    hardware.release_memory()
+    tokenizer = hardware.memory_in_use() - start if place.type == "cpu" else 0
+    before, files_before = hardware.memory_in_use(place) + tokenizer, hardware.file_memory()
     loaded = load_model(model, quantization=quantization, dtype=dtype)
+    hardware.release_memory()
     for parameter in loaded.model.parameters():  # weights are mapped from the file: only pages that were touched are in memory
         parameter.detach().flatten()[::512].sum()
+    # A quantised model leaves its checkpoint mapped; pages that no parameter uses are the system's to take back.
+    used = sum(parameter.nbytes for parameter in loaded.model.parameters() if parameter.is_floating_point())
+    before += max(0, hardware.file_memory() - files_before - used) if place.type == "cpu" else 0
     in_use = hardware.memory_in_use(place)
     hardware.reset_peak_memory(place)
     Encoder(loaded, spec.prompt).encode(texts[: max(32, batch_tokens // 4)], batch_tokens=batch_tokens, show_progress_bar=False)
@@ -64,6 +74,7 @@ def measure_here(model: str, quantization: str | None, dtype: str | None, batch_
         "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
         "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,
         "estimate_total": estimate.total, "measured_loaded": in_use - before, "measured_peak": peak - before,
-        "ratio": round(estimate.total / (peak - before), 3),
+        "measured_tokenizer": tokenizer, "ratio": round(estimate.total / (peak - before), 3),
     }  # fmt: skip
+    del kept
     print(json.dumps(results.check_row(row | results.provenance())))

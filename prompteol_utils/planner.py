@@ -15,6 +15,9 @@ REACHED = 0.4  # of the peak: an assumption for batches of thousands of tokens, 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # the encoder's defaults
 LORA_RANK = 64  # the paper's
 BITS = {None: 0, "nf4": 4, "int8": 8}
+# On a CPU, measured on the two bundled models: buffers of kernels and blocks that the C library keeps.
+WORKSPACE = 64 * 10**6
+PACKED_BYTES = 1 << 30  # fp32 matrices up to this size are kept a second time, in the order that the kernel reads (linear.py)
 # NF4: a scale of 8 bits for every 64 weights, and one of 32 bits for every 256 of these (double quantisation).
 _EXTRA_BITS = {4: 8 / 64 + 32 / (64 * 256)}
 
@@ -25,7 +28,7 @@ class Estimate:
 
     Args:
         weights: All parameters as they are stored.
-        activations: What one batch needs beside them.
+        activations: What one batch needs beside them, copies of weights and buffers included.
         training: LoRA's matrices, their gradients and AdamW's two moments; 0 for encoding.
     """
 
@@ -73,7 +76,8 @@ def estimate_memory(
         compute_bits: Of a number while it is computed with, where `bits` is 4 or 8: 16 on a GPU, 32 on a CPU. None: 16.
 
     Returns:
-        Its parts in bytes. The process itself (Python, torch, CUDA's context: 0.3 to 0.6 GB) comes on top.
+        Its parts in bytes. The process itself (Python, torch, CUDA's context: 0.3 to 0.6 GB) and the tokenizer (up to 0.3 GB for a
+        vocabulary of 262,144) come on top.
 
     Raises:
         ValueError: Another number of bits, or a row without a shape.
@@ -98,9 +102,10 @@ def estimate_memory(
         writes = queries + 2 * keys + 2 * shape.hidden + (2 if shape.gated_mlp else 1) * shape.ffn
         rank = LORA_RANK * shape.layers * (reads + writes)
         return Estimate(round(weights), round(batch_tokens * kept * compute), 16 * rank)
-    cache = 2 * keys * shape.layers if kind == "causal" else 0  # keys and values of every layer, after the shared prefix
     dequantised = max(shape.hidden * shape.ffn, shape.hidden * queries) * compute if bits < 16 else 0
-    return Estimate(round(weights), round(batch_tokens * (widest + cache) * compute + dequantised))
+    packed = count["matrices"] * 4 if bits == 32 and count["matrices"] * 4 <= PACKED_BYTES else 0
+    workspace = WORKSPACE if compute == 4 else 0
+    return Estimate(round(weights), round(batch_tokens * widest * compute + dequantised + packed + workspace))
 
 
 def shape_of(config) -> "Shape | None":
