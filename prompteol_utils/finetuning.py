@@ -124,13 +124,29 @@ def finetune(
     _join_processes(encoder.loaded.device)
     out = Path(out)
     with _alone(out):
-        pairs = None if dev is None else _digest(zip(dev.left, dev.right, dev.gold.tolist(), strict=True))
-        run = {**asdict(config), "encoder": encoder.key, "triplets": _digest(map(astuple, rows)), "dev": pairs}
-        run.pop("chunk_tokens")  # does not change what is computed
+        run = _identity(encoder, rows, config, dev)
         if encoder.loaded.device == "cpu":
             hardware.keep_freed_memory()
         with torch.random.fork_rng(), _lora(encoder, config) as tuned:
             return _Run(tuned, rows, config, _claimed(out, run), dev).train()
+
+
+def run_folder(encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneConfig, dev: Pairs | None = None) -> Path:
+    """A folder in the cache for exactly this run: the same arguments find it again, any other get another one.
+
+    Built in notebook 04.
+    """
+    run = _identity(encoder, _checked(triplets, config), config, dev)
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in encoder.loaded.name)
+    return files.cache_folder() / "runs" / f"{name}-{_digest([run])}"
+
+
+def _identity(encoder: Encoder, rows: list[Triplet], config: FinetuneConfig, dev: Pairs | None) -> dict:
+    """All that decides the numbers of a run."""
+    pairs = None if dev is None else _digest(zip(dev.left, dev.right, dev.gold.tolist(), strict=True))
+    run = {**asdict(config), "encoder": encoder.key, "triplets": _digest(map(astuple, rows)), "dev": pairs}
+    run.pop("chunk_tokens")  # does not change what is computed
+    return run
 
 
 class _Run:
