@@ -77,11 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--output", required=True, metavar="FILE", help=".npy or .parquet")
     encode.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
     encoder_options(encode)
-    encode.add_argument("--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)")
+    encode.add_argument("--prompt", help="a name from PROMPTS (default: the model's own, prompteol for a language model)")
 
     sts = verb("sts", _sts, "score a model on semantic textual similarity (Spearman x 100)")
     encoder_options(sts)
-    sts.add_argument("--prompt", nargs="+", default=["prompteol"], dest="prompts", help="names from PROMPTS (default: prompteol)")
+    sts.add_argument(
+        "--prompt", nargs="+", dest="prompts", help="names from PROMPTS (default: the model's own, prompteol for a language model)"
+    )
     sts.add_argument(
         "--tasks", nargs="+", default=["stsb"], metavar="TASK", help="sts12 sts13 sts14 sts15 sts16 stsb sickr (default: stsb)"
     )

@@ -32,13 +32,20 @@ def load(options: argparse.Namespace):
 
     demonstrations = [parse_demonstration(text) for text in options.demonstration]
     names = options.prompts if hasattr(options, "prompts") else [options.prompt]
-    prompts = [with_demonstrations(name, demonstrations) for name in names]
+    prompts = [with_demonstrations(name or own_prompt(options.model), demonstrations) for name in names or [None]]
     from prompteol_utils.models import load_model
 
     loaded = load_model(
         options.model, dtype=options.dtype, quantization=options.quantization, device=options.device, adapter=options.adapter
     )
     return loaded, prompts
+
+
+def own_prompt(model: str) -> str:
+    """The prompt that a model's row in the registry names, PromptEOL for any other model."""
+    from prompteol_utils.registry import MODELS
+
+    return MODELS[model].prompt if model in MODELS else "prompteol"
 
 
 def row_key(encoder, task: str, pairs, options: argparse.Namespace) -> dict:

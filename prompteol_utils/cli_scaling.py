@@ -12,7 +12,7 @@ def add_verbs(verb) -> None:
     grid = verb("grid", _grid, "score models x precisions x prompts x tasks, one row a cell; cells that are done are skipped")
     grid.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="names from `models`, hub ids or folders")
     grid.add_argument("--precisions", nargs="+", default=["auto"], choices=PRECISIONS, help="auto: fp32 on a CPU, 16 bits on a GPU")
-    grid.add_argument("--prompt", nargs="+", default=["prompteol"], dest="prompts", help="names from PROMPTS (default: prompteol)")
+    grid.add_argument("--prompt", nargs="+", dest="prompts", help="names from PROMPTS (default: each model's own)")
     grid.add_argument(
         "--demonstration", action="append", default=[], metavar='"SENTENCE=>WORD"', help="before every prompt; repeat for more"
     )
@@ -111,7 +111,9 @@ def _grid(options: argparse.Namespace) -> int:
     from prompteol_utils.prompts import parse_demonstration, with_demonstrations
 
     demonstrations = [parse_demonstration(text) for text in options.demonstration]
-    prompts = [with_demonstrations(name, demonstrations) for name in options.prompts]
+    if demonstrations and not options.prompts:
+        options.prompts = ["prompteol"]
+    prompts = options.prompts and [with_demonstrations(name, demonstrations) for name in options.prompts]
     from prompteol_utils import experiments
 
     names = ("precisions", "split", "root", "limit", "seed", "device", "batch_tokens", "retry")

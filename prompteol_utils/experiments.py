@@ -30,7 +30,7 @@ def grid(
     store: "results.Store | str | Path",
     *,
     precisions: Sequence[str] = ("auto",),
-    prompts: Sequence["Prompt | str"] = ("prompteol",),
+    prompts: Sequence["Prompt | str"] | None = None,
     split: str = "test",
     root: "str | Path | None" = None,
     limit: int | None = None,
@@ -51,7 +51,7 @@ def grid(
         tasks: STS tasks.
         store: Where rows are kept, or the path of its file.
         precisions: Keys of `PRECISIONS`.
-        prompts: Prompts (demonstrations included) or their names.
+        prompts: Prompts (demonstrations included) or their names; None takes each model's own, PromptEOL for a language model.
         split: Of the tasks.
         root: SentEval's folder, as for `load_sts`.
         limit: A seeded sample of so many pairs a task; None takes all.
@@ -75,12 +75,13 @@ def grid(
     store = store if isinstance(store, results.Store) else results.Store(store)
     if unknown := [name for name in precisions if name not in PRECISIONS]:
         raise ValueError(f"unknown precision {unknown[0]!r}; allowed: {', '.join(PRECISIONS)}")
-    prompts = [get_prompt(prompt) for prompt in prompts]
+    prompts = prompts and [get_prompt(prompt) for prompt in prompts]
     pairs = [data.load_sts(task, split, root=root, limit=limit, seed=seed) for task in tasks]
     keys = []
     for model in models:
+        own = [get_prompt(MODELS[model].prompt if model in MODELS else "prompteol")]
         for precision in precisions:
-            cells = [(prompt, one, _key(model, precision, prompt, one, split, seed, device)) for prompt in prompts for one in pairs]
+            cells = [(prompt, one, _key(model, precision, prompt, one, split, seed, device)) for prompt in prompts or own for one in pairs]
             keys += [key for _, _, key in cells]
             todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
             print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)

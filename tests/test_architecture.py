@@ -14,7 +14,7 @@ MAX_LINES = 400
 HOUSE = {
     "__init__": (0, ""),
     "prompts": (0, ""),
-    "cli": (2, "prompts models"),
+    "cli": (2, "prompts models registry"),
     "files": (0, ""),
     "registry": (0, ""),
     "hardware": (0, ""),

@@ -125,6 +125,15 @@ def test_a_model_that_does_not_fit_fails_and_the_rest_go_on(models, tmp_path, mo
     assert "140 GB" in capsys.readouterr().out
 
 
+def test_a_system_reads_its_own_prompt_unasked(tmp_path):
+    weights = {"bert-prompt": {"weights": str(save_tiny("bert", tmp_path / "bert"))}}
+    rows = experiments.grid(["bert-prompt"], ["stsb"], tmp_path / "rows.jsonl", limit=20, load_options=weights)
+    assert (rows["prompt"][0], rows["pooling"][0]) == ("bert-prompt", "mask")
+    from prompteol_utils.cli import own_prompt
+
+    assert [own_prompt(name) for name in ("simcse-bert", "opt-125m", "some/model")] == ["cls", "prompteol", "prompteol"]
+
+
 def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("shape mismatch")
