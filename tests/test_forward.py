@@ -15,9 +15,9 @@ SENTENCES = ["The cat sleeps.", "Rain falls on the harbour!", "A", "Two engineer
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_which_models_are_packed(architecture):
-    forward = Forward(tiny_model(architecture).model)
-    assert forward.packs == (architecture not in ("bert", "lfm2"))
-    assert forward.causal == (architecture != "bert")
+    forward, both_ways = Forward(tiny_model(architecture).model), ("bert", "roberta", "t5")
+    assert forward.packs == (architecture not in (*both_ways, "lfm2"))
+    assert forward.causal == (architecture not in both_ways)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
