@@ -1,10 +1,10 @@
-# make tutorial [NB=00] · make test · make lab · make clean · for maintainers: make format · make check · make publish · make lock
+# make tutorial [NB=00] · make test · make lab · make bench · make clean · for maintainers: make format · make check · make publish · make lock
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NB ?=
 
 .DEFAULT_GOAL := tutorial
-.PHONY: setup tutorial test lab clean format check publish lock
+.PHONY: setup tutorial test lab bench clean format check publish lock
 
 setup:  ## .venv with the exact pins; does nothing when it is up to date
 	@$(PYTHON) tools/setup_env.py
@@ -18,6 +18,9 @@ test: setup  ## ruff, pytest, every notebook in the smoke profile, nbval; all of
 
 lab: setup  ## read and run the notebooks yourself
 	@$(VENV_PYTHON) -m jupyterlab notebooks
+
+bench: setup  ## sentences a second by engine, side by side; on a machine that does nothing else
+	@$(VENV_PYTHON) benchmarks/encode.py
 
 clean:  ## executed copies and caches in this folder; .venv and the models stay
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,6 +1,6 @@
 """The plain loops that say what is right: one sentence at a time, the whole model, no padding, no cache."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -39,6 +39,38 @@ def reference(
             vector = {"last": states[-1], "cls": states[0]}.get(pooling, states.mean(0))
         rows.append(vector.cpu().numpy())
     return np.stack(rows)
+
+
+@torch.inference_mode()
+def paper_loop(loaded: Loaded, prompt: "Prompt | str", sentences: Sequence[str], batch_size: int = 16) -> np.ndarray:
+    """What the paper's code costs: the whole LM with its logits, batches in file order, padded on the left, no cache.
+
+    Args:
+        loaded: A causal model from `load_model`.
+        prompt: A prompt or its name; its last token is read.
+        sentences: Strings.
+        batch_size: Sentences at a time.
+
+    Returns:
+        float32 (n, d) in input order.
+
+    Source: the authors' evaluation code. Measured in benchmarks/encode.py.
+    """
+    prompt = get_prompt(prompt)
+    rows = []
+    for start in range(0, len(sentences), batch_size):
+        ids = token_ids(loaded, [prompt.render(sentence) for sentence in sentences[start : start + batch_size]], drop_end=True)
+        width = max(map(len, ids))
+        tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        device = loaded.model.device
+        out = loaded.model(
+            input_ids=tokens.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), output_hidden_states=True,
+            use_cache=False,
+        )  # fmt: skip
+        rows.append(out.hidden_states[-1][:, -1].float().cpu().numpy())
+    return np.concatenate(rows)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from prompteol_utils import forward as forward_module
 from prompteol_utils import packed
 from prompteol_utils.encoder import BadSentenceError, Encoder
 from prompteol_utils.models import load_model
-from prompteol_utils.plain import next_words, reference
+from prompteol_utils.plain import next_words, paper_loop, reference
 from prompteol_utils.prompts import PROMPTS, Demonstration, with_demonstrations
 from prompteol_utils.tiny import ARCHITECTURES, tiny_model
 
@@ -110,6 +110,11 @@ def test_order_mates_and_duplicates_do_not_matter(architecture):
     for i, sentence in enumerate(SENTENCES):
         assert_same(encoder.encode([sentence]), expected[i : i + 1])
     assert encoder.encode(SENTENCES[0]).shape == expected[0].shape
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
+def test_the_papers_loop_gives_the_same_vectors(architecture):
+    assert_same(paper_loop(tiny(architecture), "prompteol", SENTENCES, batch_size=4), expected_of(architecture, "prompteol"))
 
 
 def test_duplicates_are_run_once(monkeypatch):
