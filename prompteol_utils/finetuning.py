@@ -358,6 +358,8 @@ def _digest(rows) -> str:
 
 def _join_processes(device: str) -> None:
     """Meet the other processes, where torchrun or `accelerate launch` has started several."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError("finetune keeps the whole model on every card, and FSDP would shard it: see configs/fsdp_qlora.yaml for what can")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
 

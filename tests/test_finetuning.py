@@ -309,6 +309,20 @@ def test_bad_settings_are_refused(changes, message):
         config(**changes)
 
 
+def test_sharding_is_refused_and_not_ignored(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"configs/fsdp_qlora\.yaml"):
+        finetune(Encoder(load_model(base)), triplets(), config(), tmp_path / "run")
+
+
+def test_a_run_folder_is_found_again_by_the_same_run_only(base, dev):
+    encoder = Encoder(load_model(base))
+    first = finetuning.run_folder(encoder, triplets(), config(), dev)
+    assert finetuning.run_folder(encoder, triplets(), config(chunk_tokens=99), dev) == first, "chunks do not change what is computed"
+    others = [(triplets(39), config(), dev), (triplets(), config(seed=1), dev), (triplets(), config(), None)]
+    assert len({first, *(finetuning.run_folder(encoder, *other) for other in others)}) == 4
+
+
 def test_a_folder_with_something_else_is_left_alone(base, tmp_path):
     encoder = Encoder(load_model(base))
     finetune(encoder, triplets(), config(max_steps=2), tmp_path / "run")
