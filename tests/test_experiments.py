@@ -46,7 +46,9 @@ def test_a_cell_is_a_row_of_the_verb_sts(models, tmp_path):
     alone = Store(tmp_path / "sts.jsonl").read()
     pd.testing.assert_frame_equal(scores(grid), scores(alone))
     assert grid["spearman"].nunique() == 2, "two prompts, two scores"
-    assert (grid["memory_peak"] > grid["memory_before"]).all() and (grid["sentences"] > 40).all() and (grid["batch_tokens"].isna()).all()
+    # Bytes of a whole process: a tiny model does not raise them in one that held large ones before.
+    assert (grid[["memory_before", "memory_loaded", "memory_peak"]] > 10**7).all(axis=None)
+    assert (grid["sentences"] > 40).all() and (grid["batch_tokens"].isna()).all()
     before = (tmp_path / "sts.jsonl").read_bytes()
     again = experiments.grid(models[:1], ["stsb"], tmp_path / "sts.jsonl", prompts=["prompteol", "mean"], limit=40)
     assert (tmp_path / "sts.jsonl").read_bytes() == before, "rows of the verb sts are cells that are done"
@@ -100,7 +102,7 @@ def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_p
     rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
     assert list(rows["kind"]) == ["failed", rows["kind"][1]] and pd.isna(rows["kind"][1])
     assert "out of memory" in rows["reason"][0] and sizes[0] > 1 and sizes[-1] == 1, "halved down to one sentence"
-    monkeypatch.undo()
+    monkeypatch.setattr(Encoder, "_run", run)  # not undo(): it would also give the fixture's environment back
     experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
     assert len(Store(tmp_path / "rows.jsonl").rows()) == 2, "a failed cell is not tried again unasked"
     rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", retry=True, **settings)
