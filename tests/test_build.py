@@ -1,6 +1,9 @@
 """Building a set of demonstrations: an endpoint that misbehaves, a local model, a dictionary in WordNet's format, checks, and kills."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +14,7 @@ from kills import kill_at
 
 from prompteol_utils import data, demonstrations, labelling
 from prompteol_utils.__main__ import main
+from prompteol_utils.models import fetch_model
 from prompteol_utils.results import Store
 from prompteol_utils.tiny import save_tiny, tiny_model
 from prompteol_utils.wordnet import read_wordnet
@@ -222,6 +226,34 @@ def test_cost_is_said_before_it_starts():
     few, many = labelling.estimate_cost(SENTENCES, 1.0, 2.0), labelling.estimate_cost(SENTENCES * 2, 1.0, 2.0)
     assert few["requests"] == 5 and many["tokens in"] == pytest.approx(2 * few["tokens in"], abs=1)
     assert few["cost"] == pytest.approx((few["tokens in"] + 2 * few["tokens out"]) / 1e6) and few["tokens in"] > 5 * 100
+
+
+@pytest.mark.slow
+@pytest.mark.bundled
+def test_a_real_endpoint_answers(tmp_path):
+    """transformers serve with the bundled model on loopback; needs the extra transformers[serving], so it is run by hand."""
+    for package in ("openai", "fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = str(fetch_model("smollm2-135m-instruct"))
+    serve = "from transformers.cli.transformers import main; main()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", serve, "serve", folder, "--port", str(port)], env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    try:
+        for _ in range(120):
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.5)
+        label = labelling.endpoint_labeller(model=folder, base_url=f"http://127.0.0.1:{port}/v1", timeout=120)
+        table = demonstrations.build_demonstrations(label, SENTENCES)
+        assert (table["reject"] == "").sum() >= 2 and table["word"].nunique() > 2
+    finally:
+        server.kill()
+        server.wait()
 
 
 # --- the command line

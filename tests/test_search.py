@@ -134,6 +134,14 @@ def test_a_search_cut_short_is_a_search_on_fewer_pairs(loaded, dev, tmp_path):
         search.rank(Trials.recorded(store), [POOL[0], Demonstration("Night falls.", "Dusk")])
 
 
+def test_rows_that_two_processes_wrote_count_once(loaded, dev, tmp_path):
+    one, other = (Trials.live(loaded, dev, store=tmp_path / "rows.jsonl", seed=SEED) for _ in range(2))
+    whole = one.cosines([POOL[0]], 9)
+    other.cosines([POOL[0]], 4)  # does not know of the first one's rows
+    np.testing.assert_allclose(Trials.recorded(tmp_path / "rows.jsonl").cosines([POOL[0]], 9), whole)
+    assert len(Store(tmp_path / "rows.jsonl").rows()) == 4
+
+
 def test_bad_input_is_named(loaded, dev):
     with pytest.raises(ValueError, match="no candidates"):
         search.search_demonstrations(loaded, [], dev)
