@@ -153,7 +153,7 @@ def classify(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: i
         raise ValueError(f"unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")
     if len(x) != len(task):
         raise ValueError(f"{task.name} has {len(task)} sentences and x {len(x)} rows")
-    y, split, order = task.label, np.asarray(task.split), _senteval_order(task)
+    y, split, order = task.label, np.asarray(task.split), senteval_order(task)
     part = {name: order[split[order] == name] for name in task.sizes}
 
     def fit(problems: list[Problem]) -> Fits:
@@ -239,7 +239,7 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
     return table
 
 
-def _senteval_order(task: Labelled) -> np.ndarray:
+def senteval_order(task: Labelled) -> np.ndarray:
     """SentEval sorts by length before it cuts folds and makes batches; in its order, our folds are its folds."""
     second = task.text2 or task.text
     keys = [(len(a.split()), len(b.split()), y) for a, b, y in zip(task.text, second, task.label.tolist(), strict=True)]

@@ -98,7 +98,7 @@ def test_nested_folds_are_those_of_senteval():
 
 def test_equals_a_plain_scikit_learn_nested_cross_validation():
     task, x = toy(300, width=12, apart=0.5)
-    order = transfer._senteval_order(task)
+    order = transfer.senteval_order(task)
     x_sorted, y = x[order], task.label[order]
     cut, guesses, chosen = StratifiedKFold(5, shuffle=True, random_state=1111), {}, []
     for train, test in cut.split(x_sorted, y):
