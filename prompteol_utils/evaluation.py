@@ -57,16 +57,10 @@ def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray
     Raises:
         TypeError, ValueError: As in `evaluate_sts`.
     """
-    if not callable(encode):
-        raise TypeError(f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode")
     if not tasks or not all(len(task) for task in tasks):
         raise ValueError("no pairs to score")
     index = {sentence: i for i, sentence in enumerate(dict.fromkeys(s for task in tasks for s in task.sentences))}
-    vectors = np.asarray(encode(list(index)))
-    if vectors.ndim != 2 or len(vectors) != len(index) or vectors.shape[1] < 1:
-        raise ValueError(
-            f"encode returned an array of shape {vectors.shape} for {len(index)} sentences, expected ({len(index)}, dimension)"
-        )
+    vectors = embed(encode, list(index))
     finite = np.isfinite(vectors).all(axis=1)
     varied = (vectors != vectors[:, :1]).any(axis=1)
     for task in tasks:
@@ -76,6 +70,30 @@ def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray
                 if not ok[rows].all():
                     raise ValueError(f"{task.name}: the embedding of {side} sentence {int(np.argmin(ok[rows]))} {what}")
     return tuple([vectors[[index[s] for s in getattr(task, side)]] for task in tasks] for side in ("left", "right"))
+
+
+def embed(encode: Encode, sentences: Sequence[str]) -> np.ndarray:
+    """Call an encoder, and look at what it returns.
+
+    Args:
+        encode: As in `evaluate_sts`.
+        sentences: n of them.
+
+    Returns:
+        Its array (n, d).
+
+    Raises:
+        TypeError: `encode` cannot be called.
+        ValueError: The array has another shape.
+    """
+    if not callable(encode):
+        raise TypeError(f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode")
+    vectors = np.asarray(encode(list(sentences)))
+    if vectors.ndim != 2 or len(vectors) != len(sentences) or vectors.shape[1] < 1:
+        raise ValueError(
+            f"encode returned an array of shape {vectors.shape} for {len(sentences)} sentences, expected ({len(sentences)}, dimension)"
+        )
+    return vectors
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

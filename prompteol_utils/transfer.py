@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
+from prompteol_utils.evaluation import embed
 from prompteol_utils.probes import GRID, SOLVERS, Fits, Problem
 from prompteol_utils.results import one_origin
 from prompteol_utils.transfer_data import TRANSFER_TASKS, Labelled, load_transfer, stratified
@@ -82,14 +83,8 @@ def features(encode: Encode, task: Labelled) -> np.ndarray:
     Raises:
         TypeError, ValueError: As in `evaluate_transfer`.
     """
-    if not callable(encode):
-        raise TypeError(f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode")
     index = {sentence: i for i, sentence in enumerate(task.sentences)}
-    vectors = np.asarray(encode(list(index)), np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(index) or vectors.shape[1] < 1:
-        raise ValueError(
-            f"encode returned an array of shape {vectors.shape} for {len(index)} sentences, expected ({len(index)}, dimension)"
-        )
+    vectors = embed(encode, list(index)).astype(np.float32, copy=False)
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
         raise ValueError(f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN or infinity")
     u = vectors[[index[sentence] for sentence in task.text]]

@@ -56,7 +56,7 @@ HOUSE = {
     "demonstrations": (3, "prompts files results labelling search"),
     "selection": (3, "prompts trials search"),
     "probes": (0, ""),
-    "transfer": (2, "transfer_data probes results"),
+    "transfer": (2, "transfer_data probes results evaluation"),
     "cli_transfer": (3, "cli results encoder probes transfer transfer_data"),
     "cli_demonstrations": (3, "cli prompts data models results sentences trials search shots labelling demonstrations wordnet"),
 }

@@ -1,15 +1,14 @@
 """The 80 sentences of the semantic-search demo are balanced, distinct, and share no passage with each other or with the mini STS set."""
 
 import csv
-import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from texts import passages, words
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TOPICS = {"cooking", "space", "football", "money", "gardening", "music", "medicine", "travel"}
-RUN = 5
 
 
 def read(name):
@@ -17,19 +16,10 @@ def read(name):
         return list(csv.DictReader(file))
 
 
-def words(sentence):
-    return re.findall(r"[a-z0-9]+", sentence.lower())
-
-
-def passages(sentence):
-    tokens = words(sentence)
-    return {tuple(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1)}
-
-
 def shared_passages(groups):
     """Passages of five words that stand in more than one group; a group is the sentences that may resemble each other."""
     owners = Counter(passage for group in groups for passage in set().union(*map(passages, group)))
-    return [" ".join(passage) for passage, count in owners.items() if count > 1]
+    return [passage for passage, count in owners.items() if count > 1]
 
 
 @pytest.fixture(scope="module")

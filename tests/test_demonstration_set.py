@@ -7,9 +7,9 @@ Each rule is a function from rows to a list of complaints that name file and lin
 import csv
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
+from texts import passages, read, words
 
 from prompteol_utils.data import DATA, load_demonstrations, paper_demonstrations
 
@@ -18,18 +18,6 @@ COLUMNS = ["sentence", "word", "kind", "topic", "names"]
 KINDS = {"sentence": 100, "dictionary": 200}
 NAMES = {"sentence": {"topic", "action"}, "dictionary": {"topic", "action", "thing"}}
 PROMPT_WORDS = {"this", "sentence", "means", "in", "one", "word"}
-RUN = 5
-
-
-def read(path=PATH):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS, f"{Path(path).name}:1: columns are {reader.fieldnames}; write {COLUMNS}"
-        return [row | {"where": f"{Path(path).name}:{reader.line_num}"} for row in reader]
-
-
-def words(sentence):
-    return re.findall(r"[a-z0-9]+", sentence.lower())
 
 
 # Words that carry grammar: what a sentence keeps when its content is taken out is its frame.
@@ -47,11 +35,6 @@ FUNCTION_WORDS = set(
 def frame(sentence):
     """The sentence with every content word replaced by a gap: "a _ that _ its _ in _"."""
     return " ".join(word if word in FUNCTION_WORDS else "_" for word in words(sentence))
-
-
-def passages(sentence):
-    tokens = words(sentence)
-    return {" ".join(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1)}
 
 
 def repeated(rows, what, key):
@@ -113,7 +96,7 @@ def shared_passages(rows):
     """Five words in a row that also stand in another demonstration, or in another text of the project."""
     owners = defaultdict(set)
     for row in rows:
-        for passage in passages(row["sentence"]):
+        for passage in set(passages(row["sentence"])):
             owners[passage].add(row["where"])
     for name, columns in (("mini_sts.csv", ("left", "right")), ("corpus.csv", ("sentence",)), ("paper/demonstrations.csv", ("sentence",))):
         with open(DATA / name, encoding="utf-8", newline="") as file:
@@ -145,7 +128,7 @@ RULES = [bad_form, bad_words, given_away, same_frame, shared_passages, out_of_ba
 
 @pytest.fixture(scope="module")
 def rows():
-    return read()
+    return read(PATH, COLUMNS)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -202,4 +185,4 @@ def test_a_missing_column_is_named(tmp_path):
     path = tmp_path / "short.csv"
     path.write_text("sentence,word,kind,topic\n", encoding="utf-8")
     with pytest.raises(AssertionError, match=r"short\.csv:1: columns are"):
-        read(path)
+        read(path, COLUMNS)

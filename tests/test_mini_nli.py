@@ -11,36 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from texts import RUN, passages, read, words
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 FILE = DATA / "mini_nli.csv"
 ROLES = ("anchor", "positive", "negative")
 COLUMNS = [*ROLES, "genre"]
 OTHERS = [path for path in sorted(DATA.rglob("*.csv")) if path != FILE]
-RUN = 5
 NEGATIONS = {"no", "not", "t", "none", "nobody", "nothing", "nowhere", "never", "neither", "nor", "cannot", "without", "hardly"}
-
-
-def read(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS, f"{path.name}:1: columns are {reader.fieldnames}; write {COLUMNS}"
-        rows = []
-        for row in reader:
-            where = f"{path.name}:{reader.line_num}"
-            # DictReader files surplus cells under None and fills missing ones with None.
-            assert None not in row and None not in row.values(), f"{where}: not {len(COLUMNS)} cells; quote a sentence that has a comma"
-            rows.append(row | {"where": where})
-    return rows
-
-
-def words(sentence):
-    return re.findall(r"[a-z0-9]+", sentence.lower())
-
-
-def passages(sentence):
-    tokens = words(sentence)
-    return [" ".join(tokens[start : start + RUN]) for start in range(len(tokens) - RUN + 1)]
 
 
 def sentences(rows):
@@ -149,7 +127,7 @@ RULES = (too_few, bad_form, repeated_sentences, repeated_passages, text_from_els
 
 @pytest.fixture(scope="module")
 def rows():
-    return read(FILE)
+    return read(FILE, COLUMNS)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -226,4 +204,4 @@ def test_a_malformed_file_names_the_line(text, tmp_path):
     path = tmp_path / "broken.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(AssertionError, match=r"broken\.csv:[12]: "):
-        read(path)
+        read(path, COLUMNS)

@@ -4,12 +4,12 @@ Each rule is a function from rows to a list of complaints that name file and lin
 (no complaint) and on a spoilt copy of it (the complaint it was written for).
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from texts import passages, read, words
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 COLUMNS = ["split", "genre", "kind", "score", "left", "right"]
@@ -26,30 +26,12 @@ GRADES = {
 }
 NEAR_MISSES = ("negation", "role_swap", "number", "paraphrase_no_overlap")
 BIN_TOPS = (0.5, 1.5, 2.5, 3.5, 4.5, 5)
-RUN = 5
 
 
 def files():
     """The merged set when there is one, else the parts that it will be merged from."""
     merged = DATA / "mini_sts.csv"
     return [merged] if merged.exists() else sorted(DATA.glob("mini_sts_part*.csv"))
-
-
-def read(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS, f"{path.name}:1: columns are {reader.fieldnames}; write {COLUMNS}"
-        rows = []
-        for row in reader:
-            where = f"{path.name}:{reader.line_num}"
-            # DictReader files surplus cells under None and fills missing ones with None.
-            assert None not in row and None not in row.values(), f"{where}: not {len(COLUMNS)} cells; quote a sentence that has a comma"
-            rows.append(row | {"where": where})
-    return rows
-
-
-def words(sentence):
-    return re.findall(r"[a-z0-9]+", sentence.lower())
 
 
 # Words that a paraphrase without overlap may still repeat: they carry grammar, not content.
@@ -123,9 +105,7 @@ def repeated_passages(rows):
     out, first = [], {}
     for number, row in enumerate(rows):
         for side in ("left", "right"):
-            tokens = words(row[side])
-            for start in range(len(tokens) - RUN + 1):
-                passage = " ".join(tokens[start : start + RUN])
+            for passage in passages(row[side]):
                 owner = first.setdefault(passage, number)
                 if owner != number:
                     out.append(f"{row['where']}: {side} shares {passage!r} with {rows[owner]['where']}")
@@ -169,7 +149,7 @@ RULES = (bad_labels, bad_grades, bad_sentences, repeated_sentences, repeated_pas
 def rows():
     found = files()
     assert found, "data/ holds neither mini_sts.csv nor mini_sts_part*.csv"
-    return [row for path in found for row in read(path)]
+    return [row for path in found for row in read(path, COLUMNS)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -181,7 +161,7 @@ def test_rule_holds(rule, rows):
 def test_merged_set_is_whole_and_the_only_copy():
     if not (DATA / "mini_sts.csv").exists():
         pytest.skip("the parts are not merged yet")
-    rows = read(DATA / "mini_sts.csv")
+    rows = read(DATA / "mini_sts.csv", COLUMNS)
     assert len(rows) >= 300, f"mini_sts.csv: {len(rows)} pairs; at least 300"
     assert len({row["genre"] for row in rows}) >= 5, "mini_sts.csv: fewer than five genres"
     left_over = [path.name for path in DATA.glob("mini_sts_part*.csv")]

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from texts import RUN, passages, read, words
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 NAME = "mini_transfer.csv"
@@ -20,30 +21,7 @@ LABELS = dict.fromkeys(("mr", "cr", "subj", "mpqa", "sst2", "mrpc"), BINARY) | {
 LENGTHS = {"mr": (4, 30), "cr": (4, 30), "subj": (4, 30), "mpqa": (1, 5), "sst2": (5, 30), "trec": (4, 20), "mrpc": (7, 30)}
 AT_LEAST = {"train": 80, "test": 40}
 OTHER_SETS = ("mini_sts.csv", "mini_nli.csv", "corpus.csv", "demonstrations.csv")
-RUN = 5
 NEGATION = re.compile(r"(?:no|not|nor|none|never|nothing|nobody|neither|hardly|rarely|seldom|without|cannot|\w+n't)")
-
-
-def read(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS, f"{path.name}:1: columns are {reader.fieldnames}; write {COLUMNS}"
-        rows = []
-        for row in reader:
-            where = f"{path.name}:{reader.line_num}"
-            # DictReader files surplus cells under None and fills missing ones with None.
-            assert None not in row and None not in row.values(), f"{where}: not {len(COLUMNS)} cells; quote a text that has a comma"
-            rows.append(row | {"where": where})
-    return rows
-
-
-def words(text):
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def passages(text):
-    tokens = words(text)
-    return [" ".join(tokens[start : start + RUN]) for start in range(len(tokens) - RUN + 1)]
 
 
 def sides(rows):
@@ -165,7 +143,7 @@ RULES = (bad_cells, bad_texts, repeated_texts, repeated_passages, unbalanced, te
 
 @pytest.fixture(scope="module")
 def rows():
-    return read(DATA / NAME)
+    return read(DATA / NAME, COLUMNS)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -259,4 +237,4 @@ def test_a_broken_line_is_named(tmp_path, line, complaint):
     path = tmp_path / NAME
     path.write_text("task,label,text\nmr,0,No split.\n" if line is None else ",".join(COLUMNS) + "\n" + line, encoding="utf-8")
     with pytest.raises(AssertionError, match=f"{NAME}:{complaint}"):
-        read(path)
+        read(path, COLUMNS)
