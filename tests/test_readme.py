@@ -1,0 +1,32 @@
+"""README's tables of results are what the recorded rows say."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tool():
+    spec = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_is_made_from_the_rows():
+    assert tool().render(README) == README, "README's results differ from data/results: run python tools/readme_results.py"
+
+
+def test_a_number_changed_by_hand_is_seen():
+    made = tool()
+    block = next(made.BLOCK.finditer(README)).group(0)
+    digit = next(c for c in block.split("-->", 1)[1] if c in "123456789")
+    head, tail = README.split("-->", 1)
+    changed = head + "-->" + tail.replace(digit, "0", 1)
+    assert changed != README and made.render(changed) == README
+
+
+def test_no_block_is_left_out():
+    made = tool()
+    assert len(made.BLOCK.findall(README)) == README.count("<!-- results:") == README.count("<!-- end -->") > 0
