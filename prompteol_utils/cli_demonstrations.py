@@ -33,6 +33,13 @@ def add_verbs(verb) -> None:
         "--endpoint", action="store_true", help="ask the OpenAI-compatible OPENAI_BASE_URL with OPENAI_API_KEY, not a local model"
     )
     build.add_argument("--model", help="local: a name from `models`, a hub id or a folder; --endpoint: its name there (else OPENAI_MODEL)")
+    build.add_argument(
+        "--examples",
+        type=int,
+        choices=range(6),
+        default=5,
+        help="solved examples that the model is shown; 0 asks plainly (default: %(default)s)",
+    )
     build.add_argument("--concurrency", type=cli.positive, default=4, help="requests at the same time (default: %(default)s)")
     build.add_argument(
         "--price", nargs=2, type=float, default=(0.0, 0.0), metavar=("IN", "OUT"), help="of a million tokens, for the estimate"
@@ -141,11 +148,12 @@ def _labeller(options: argparse.Namespace, texts: list[str]):
 
     if not texts:
         return None
+    examples = labelling.EXAMPLES[: options.examples]
     if options.endpoint:
-        label = labelling.endpoint_labeller(model=options.model, concurrency=options.concurrency)
+        label = labelling.endpoint_labeller(model=options.model, concurrency=options.concurrency, examples=examples)
         cost = labelling.estimate_cost(texts, *options.price)
         print("at most: " + ", ".join(f"{name} {value:,.4g}" for name, value in cost.items()), flush=True)
         return label
     from prompteol_utils.models import load_model
 
-    return labelling.local_labeller(load_model(options.model or cli.DEFAULT_MODEL))
+    return labelling.local_labeller(load_model(options.model or cli.DEFAULT_MODEL), examples=examples)

@@ -110,7 +110,8 @@ def _outcome(encoder, out, history, seconds: float) -> dict:
         "seconds": round(float(steps["seconds"].sum()), 1),
         "seconds_of_this_process": round(seconds, 1),
         "tokens": int(steps["tokens"].sum()),
-        "peak_memory": hardware.peak_memory(encoder.loaded.model.device),
+        # A process that only went on with a run, or found it finished, cannot say what training takes.
+        "peak_memory": hardware.peak_memory(encoder.loaded.model.device) if seconds >= steps["seconds"].sum() else None,
         "machine": hardware.machine(),
     }
 

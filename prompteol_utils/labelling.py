@@ -106,7 +106,7 @@ def endpoint_labeller(
                 threads.shutdown(cancel_futures=True)  # what waits would fail too, after all its tries
                 raise
 
-    label.name = f"endpoint {model}"
+    label.name = f"endpoint {model}, {len(examples)} examples"
     return label
 
 
