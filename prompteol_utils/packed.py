@@ -48,12 +48,13 @@ class _Batch:
     """Rows in one line: (length, count) of each run of equally long rows, the prefix, and, while a prefix itself runs, its record.
 
     In the last layer, where only the rows' last tokens are wanted: `ends` is set, and `held` are the keys and values of all tokens.
+    `biases`: what `_bias` worked out, with the mask that it was worked out from.
     """
 
     def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None):
         self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
-        self.ends, self.held = False, None
+        self.ends, self.held, self.biases = False, None, {}
 
 
 @contextmanager
@@ -199,11 +200,20 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         q = query[0, :, asked : asked + asks * count].unflatten(1, (count, asks))
         q = q.unflatten(0, (-1, shared)).permute(2, 0, 1, 3, 4).flatten(2, 3)
         k, v = _expand(past, k.transpose(0, 1), v.transpose(0, 1))
-        mask = attention_mask[0, 0, length - asks : length, : batch.past + length].repeat(shared, 1)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        bias = _bias(batch, attention_mask, length, asks, shared, q.dtype)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scaling)
         parts.append(out.unflatten(2, (shared, asks)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
         asked, start = asked + asks * count, start + length * count
     return torch.cat(parts)[None], None
+
+
+def _bias(batch: _Batch, mask: torch.Tensor, length: int, asks: int, shared: int, dtype: torch.dtype) -> torch.Tensor:
+    """The mask's part for a run, as torch's kernel adds it to the scores (shared * asks, past + length): once a batch, not once a layer."""
+    key = (id(mask), length, asks, shared)
+    if key not in batch.biases:
+        seen = mask[0, 0, length - asks : length, : batch.past + length].repeat(shared, 1)
+        batch.biases[key] = mask, torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return batch.biases[key][1]
 
 
 def _expand(past, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,6 +52,16 @@ def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
 
 
 @torch.inference_mode()
+def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
+    body, found = Forward(tiny_model("llama").model).body, []
+    bias = packed._bias
+    monkeypatch.setattr(packed, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
+    packed.run(body, ROWS, packed.run_prefix(body, PREFIX, [3]), [3])
+    lengths = len({len(row) for row in ROWS})
+    assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, "the prefix, and each length of row"
+
+
+@torch.inference_mode()
 def test_the_model_is_left_as_it_was(body):
     def hooks():
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in body.modules())
