@@ -21,7 +21,7 @@ from pathlib import Path
 import encode
 
 ROWS = encode.ROOT / "data" / "results" / "profile.jsonl"
-REPEATS = 3  # in each process; the least counts
+REPEATS = 2  # in each process; the least counts
 KINDS = {  # of operators, by what their names hold; the first that fits
     "matrix products": ("linear", "addmm", "::mm", "matmul"),
     "attention": ("scaled_dot_product", "bmm", "softmax"),
