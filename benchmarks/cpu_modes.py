@@ -8,6 +8,7 @@ dynamic quantisation: int8 weights, activations rounded by the range of the batc
 """
 
 import argparse
+import functools
 import time
 import warnings
 
@@ -48,7 +49,8 @@ def measure(options) -> list[dict]:
             vectors[mode] = encoder.encode(texts, show_progress_bar=False)
             seconds.setdefault(mode, []).append(time.process_time() - start)
     best = {mode: min(times[1:]) for mode, times in seconds.items()}
-    score = {mode: float(evaluation.evaluate_sts(encoder.encode, pairs).iloc[0]["spearman"]) for mode, encoder in modes.items()}
+    quiet = {mode: functools.partial(encoder.encode, show_progress_bar=False) for mode, encoder in modes.items()}
+    score = {mode: float(evaluation.evaluate_sts(encode_all, pairs).iloc[0]["spearman"]) for mode, encode_all in quiet.items()}
     unit = {mode: found / np.linalg.norm(found, axis=1, keepdims=True) for mode, found in vectors.items()}
     alone = {mode: encoder.encode(texts[0]) for mode, encoder in modes.items()}
     return [
