@@ -106,11 +106,12 @@ def compare(options) -> None:
             subprocess.run(command, check=True)
             rounds[revision].append(json.loads(out.read_text()))
     for revision, found in rounds.items():
+        subject = git("log", "-1", "--format=%s", revision.removesuffix("+dirty"), "--", "prompteol_utils")  # the package's last change
         for first, *others in zip(*found, strict=True):
             seconds = min(one["cpu_seconds"] for one in (first, *others))
             row = {
                 **{"kind": "profile", "model": options.model, "shots": first["shots"], "n": options.sentences, "rounds": options.rounds},
-                **{"revision": revision, "subject": git("log", "-1", "--format=%s", revision.removesuffix("+dirty"))},
+                **{"revision": revision, "subject": subject},
                 **{"cpu_seconds": seconds, "gflops": first["work"] / seconds, "shares": first["shares"], "machine": hardware.machine()},
             }
             results.Store(options.rows).append({**row, **results.provenance()})
