@@ -136,6 +136,14 @@ def _llama_cpp(model: str, prompt):
     return lambda texts: np.array(llm.embed([prompt.render(text) for text in texts], normalize=False), np.float32)
 
 
+def useful(encoder, texts: list[str]) -> tuple[int, int]:
+    """The tokens that must be run for these texts, and the multiply-adds of one token in the linear layers of the model's body."""
+    ids = encoder.tokenize(list(dict.fromkeys(texts)))
+    tokens = sum(map(len, ids)) - len(ids) * encoder._shared_prefix(ids)
+    embeddings = encoder.loaded.model.get_input_embeddings().weight.numel()
+    return tokens, sum(weight.numel() for weight in encoder._forward.body.parameters() if weight.ndim == 2) - embeddings
+
+
 def measure(options) -> dict:
     """One engine, one round, in this process."""
     import numpy as np
@@ -151,12 +159,7 @@ def measure(options) -> dict:
     loaded = load_model(options.model) if needs_torch else None
     work_file = WORK / f"{options.model.replace('/', '_')}-{options.shots}-{len(texts)}.json"
     if options.engine == "reference":  # what is right, and how much work there is
-        encoder = Encoder(loaded, prompt)
-        ids = encoder.tokenize(list(dict.fromkeys(texts)))
-        tokens = sum(map(len, ids)) - len(ids) * encoder._shared_prefix(ids)
-        embeddings = loaded.model.get_input_embeddings().weight.numel()
-        body = encoder._forward.body
-        macs = sum(weight.numel() for weight in body.parameters() if weight.ndim == 2) - embeddings
+        tokens, macs = useful(Encoder(loaded, prompt), texts)
         vectors = engine("reference", loaded, prompt, options)(texts[:REFERENCE])
         work_file.write_text(json.dumps({"tokens": tokens, "macs": macs, "vectors": vectors.tolist()}))
         return {}

@@ -318,7 +318,7 @@ class Encoder:
     @torch.inference_mode()
     def _run(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[np.ndarray]:
         """One batch: a float32 array (rows, d) per layer."""
-        states = self._forward.states(ids, prefix, layers)
+        states = self._forward.states(ids, prefix, layers, ends=self.pooling == "last")
         sums = prefix.sums if prefix else [None] * len(layers)
         past = prefix.length if prefix else 0
         return [self._pool(one, ids, past, before).cpu().numpy() for one, before in zip(states, sums, strict=True)]

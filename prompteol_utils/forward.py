@@ -12,7 +12,7 @@ from prompteol_utils.linear import fast_linear
 
 log = logging.getLogger(__name__)
 
-_packs: WeakKeyDictionary = WeakKeyDictionary()  # body -> whether it was seen to give the same states packed as one row at a time
+_trials: WeakKeyDictionary = WeakKeyDictionary()  # body -> what `trial` found
 
 
 class Forward:
@@ -26,6 +26,7 @@ class Forward:
         causal: Whether every attention layer looks back only.
         layers: How many hidden states there are, the embeddings included.
         packs: Whether rows are laid end to end, and a shared prefix is run once.
+        ends: Whether the last layer can then be run for the last token of each row only.
     """
 
     def __init__(self, model):
@@ -33,26 +34,30 @@ class Forward:
         self.config = self.body.config.get_text_config()
         self.causal = is_causal(self.body)
         self.layers = self.config.num_hidden_layers + 1
-        self.packs = self.causal and has_plain_cache(self.config) and can_pack(self)
+        self.packs, self.ends = trial(self) if self.causal and has_plain_cache(self.config) else (False, False)
 
     def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> "packed.Prefix":
         """Run what all rows begin with, once; only where `packs`."""
         with torch.inference_mode(), fast_linear(self.body):
             return packed.run_prefix(self.body, ids, layers)
 
-    def states(self, rows: Sequence[Sequence[int]], prefix: "packed.Prefix | None", layers: Sequence[int]) -> list[torch.Tensor]:
+    def states(
+        self, rows: Sequence[Sequence[int]], prefix: "packed.Prefix | None", layers: Sequence[int], ends: bool = False
+    ) -> list[torch.Tensor]:
         """Hidden states of a batch.
 
         Args:
             rows: Token ids, after the prefix.
             prefix: From `prefix`, or None.
             layers: Indices ≥ 0 into the hidden states.
+            ends: Only the last token of each row will be read; what the others hold is then left open.
 
         Returns:
             Per layer (sum of the rows' lengths, d): the tokens of the first row, then those of the second, …, without padding.
         """
+        ends = ends and self.ends and all(layer == self.layers - 1 for layer in layers)
         with torch.inference_mode(), fast_linear(self.body):
-            return packed.run(self.body, rows, prefix, layers) if self.packs else self.padded(rows, layers)
+            return packed.run(self.body, rows, prefix, layers, ends=ends) if self.packs else self.padded(rows, layers)
 
     def padded(self, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
         """The same with padding and without a prefix, by the model's own attention; gradients flow where they are not switched off."""
@@ -91,24 +96,33 @@ def has_plain_cache(config) -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def can_pack(forward: Forward) -> bool:
+def trial(forward: Forward) -> tuple[bool, bool]:
     """Try it: three rows behind a prefix, packed, against each of them whole and alone. Once per model.
 
     Positions by bias (ALiBi), an attention of the model's own or anything else that packing gets wrong shows here, and such a model is
     run with padding instead.
+
+    Returns:
+        Whether rows can be packed, and whether the last layer can then be left out for all but their last tokens.
     """
     body = forward.body
-    if body not in _packs:
+    if body not in _trials:
         words = body.get_input_embeddings().weight.shape[0]
         start, *rows = ([(7919 * token + seed) % words for token in range(n)] for n, seed in ((3, 11), (5, 101), (4, 1009), (4, 10007)))
         last = (forward.layers - 1,)
-        try:
-            with torch.inference_mode():
-                alone = torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows]).float()
-                found = packed.run(body, rows, packed.run_prefix(body, start, last), last)[0].float()
-            error = float((found - alone).norm() / alone.norm())
-        except (packed.CannotPackError, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
-            log.debug("%s is run with padding: %s", type(body).__name__, problem)
-            error = float("inf")
-        _packs[body] = error < (1e-3 if body.dtype == torch.float32 else 0.1)
-    return _packs[body]
+        allowed = 1e-3 if body.dtype == torch.float32 else 0.1
+
+        def same(ends: bool) -> bool:
+            read = torch.tensor([len(row) for row in rows]).cumsum(0) - 1 if ends else slice(None)
+            try:
+                found = packed.run(body, rows, packed.run_prefix(body, start, last), last, ends=ends)[0][read].float()
+                alone = torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows])[read].float()
+                return float((found - alone).norm() / alone.norm()) < allowed
+            except (packed.CannotPackError, StopIteration, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
+                log.debug("%s is run %s: %s", type(body).__name__, "through its whole last layer" if ends else "with padding", problem)
+                return False
+
+        with torch.inference_mode():
+            packs = same(ends=False)
+            _trials[body] = (packs, packs and same(ends=True))
+    return _trials[body]

@@ -3,11 +3,13 @@
 Only attention mixes tokens in such a transformer, so only attention must know where a sentence ends. The model runs on one row of tokens
 with each token's position in its own sentence, and calls the function below in place of its attention; the mask is the model's own rule
 (causal, sliding window, …), asked for once per batch on the positions of its longest sentence.
+
+Where only the last token of each sentence is read, the last layer needs the other tokens' keys and values, and nothing else of them.
 """
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 
 import torch
@@ -25,6 +27,10 @@ class CannotPackError(RuntimeError):
     """The model's attention has a part that this one lacks."""
 
 
+class _KeysReady(Exception):
+    """Leaves a layer that was entered for its keys and values."""
+
+
 class Prefix:
     """What a shared prefix leaves behind.
 
@@ -39,11 +45,16 @@ class Prefix:
 
 
 class _Batch:
-    """Rows in one line: (length, count) of each run of equally long rows, the prefix, and, while a prefix itself runs, its record."""
+    """Rows in one line: (length, count) of each run of equally long rows, the prefix, and, while a prefix itself runs, its record.
+
+    In the last layer, where only the rows' last tokens are wanted: `ends` is set, and `held` are the keys and values of all tokens.
+    `biases`: what `_bias` worked out, with the mask that it was worked out from.
+    """
 
     def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None):
         self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
+        self.ends, self.held, self.biases = False, None, {}
 
 
 @contextmanager
@@ -67,8 +78,50 @@ def _running(body: torch.nn.Module, batch: _Batch) -> Iterator[None]:
             _here.batch = None
 
 
+@contextmanager
+def _ends_only(body: torch.nn.Module, batch: _Batch, lengths: torch.Tensor) -> Iterator[None]:
+    """Let the last layer run for the rows' last tokens; at all others it gives zeros.
+
+    The layer is entered twice: with all tokens, as far as its attention, for their keys and values; then with what it takes of the last
+    tokens (states, positions, rotations, …: whatever has the line of tokens as its second axis).
+    """
+    count, at = int(lengths.sum()), lengths.cumsum(0) - 1
+
+    def cut(value):
+        if isinstance(value, tuple):
+            return tuple(map(cut, value))
+        along = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == count
+        return value[:, at.to(value.device)] if along else value
+
+    def enter(layer, args, options):
+        batch.ends = True
+        with suppress(_KeysReady):
+            layer.forward(*args, **options)
+        return cut(args), {name: cut(value) for name, value in options.items()}
+
+    def leave(layer, args, out):
+        state, *rest = out if isinstance(out, tuple) else (out,)
+        full = state.new_zeros(1, count, *state.shape[2:])
+        full[:, at.to(state.device)] = state
+        return (full, *rest) if isinstance(out, tuple) else full
+
+    depth = body.config.get_text_config().num_hidden_layers
+    layer = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth)[-1]
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True), layer.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def run(
-    body: torch.nn.Module, rows: Sequence[Sequence[int]], prefix: Prefix | None, layers: Sequence[int], record: dict | None = None
+    body: torch.nn.Module,
+    rows: Sequence[Sequence[int]],
+    prefix: Prefix | None,
+    layers: Sequence[int],
+    record: dict | None = None,
+    ends: bool = False,
 ) -> list[torch.Tensor]:
     """Hidden states of rows that follow a common prefix.
 
@@ -78,6 +131,7 @@ def run(
         prefix: From `run_prefix`, or None.
         layers: Indices ≥ 0 into the hidden states.
         record: Filled with the keys and values of each attention module.
+        ends: Only the last layer is asked for, and of it only the last token of each row is right: the others are not worked out.
 
     Returns:
         Per layer (sum of the rows' lengths, d): all tokens of the first row, then of the second, ….
@@ -90,7 +144,7 @@ def run(
     tokens = torch.tensor([[token for row in rows for token in row]], device=body.device)
     positions = torch.cat([torch.arange(batch.past, batch.past + length) for length in lengths])[None].to(body.device)
     last = body.config.get_text_config().num_hidden_layers
-    with _running(body, batch):
+    with _running(body, batch), _ends_only(body, batch, torch.tensor(lengths, device=body.device)) if ends else nullcontext():
         out = body(
             input_ids=tokens,
             position_ids=positions,
@@ -132,18 +186,34 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         raise CannotPackError(f"attention with {', '.join(sorted(unknown))}")
     if batch.record is not None:
         batch.record[module] = (key.contiguous(), value.contiguous())
+    if batch.ends:
+        if batch.held is None:
+            batch.held = key, value
+            raise _KeysReady
+        key, value = batch.held
     past = batch.prefix.pairs[module] if batch.prefix else ()
     shared = query.shape[1] // key.shape[1]  # so many query heads read one key head: they stand as further queries, the keys once
-    parts, start = [], 0
+    parts, asked, start = [], 0, 0
     for length, count in batch.runs:
-        q, k, v = (states[0, :, start : start + length * count].unflatten(1, (count, length)) for states in (query, key, value))
+        asks = 1 if batch.ends else length  # queries of a row
+        k, v = (states[0, :, start : start + length * count].unflatten(1, (count, length)) for states in (key, value))
+        q = query[0, :, asked : asked + asks * count].unflatten(1, (count, asks))
         q = q.unflatten(0, (-1, shared)).permute(2, 0, 1, 3, 4).flatten(2, 3)
         k, v = _expand(past, k.transpose(0, 1), v.transpose(0, 1))
-        mask = attention_mask[0, 0, :length, : batch.past + length].repeat(shared, 1)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
-        parts.append(out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
-        start += length * count
+        bias = _bias(batch, attention_mask, length, asks, shared, q.dtype)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scaling)
+        parts.append(out.unflatten(2, (shared, asks)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
+        asked, start = asked + asks * count, start + length * count
     return torch.cat(parts)[None], None
+
+
+def _bias(batch: _Batch, mask: torch.Tensor, length: int, asks: int, shared: int, dtype: torch.dtype) -> torch.Tensor:
+    """The mask's part for a run, as torch's kernel adds it to the scores (shared * asks, past + length): once a batch, not once a layer."""
+    key = (id(mask), length, asks, shared)
+    if key not in batch.biases:
+        seen = mask[0, 0, length - asks : length, : batch.past + length].repeat(shared, 1)
+        batch.biases[key] = mask, torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return batch.biases[key][1]
 
 
 def _expand(past, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -182,6 +182,14 @@ def test_dropped_packed_mask_is_seen(monkeypatch, architecture):
     assert_seen(architecture)
 
 
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
+def test_wrong_tokens_in_the_last_layer_are_seen(monkeypatch, architecture):
+    assert Encoder(tiny(architecture))._forward.ends
+    ends_only = packed._ends_only
+    broken(monkeypatch, "_ends_only", lambda body, batch, lengths: ends_only(body, batch, lengths.flip(0)))
+    assert_seen(architecture)
+
+
 @pytest.mark.parametrize("prompt_name", ["prompteol", "mean", "last"])
 def test_dropped_mask_is_seen(monkeypatch, prompt_name):
     # Where rows are padded on the right, a causal model cannot look at its padding; one that looks both ways can.

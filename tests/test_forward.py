@@ -16,7 +16,7 @@ SENTENCES = ["The cat sleeps.", "Rain falls on the harbour!", "A", "Two engineer
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_which_models_are_packed(architecture):
     forward, both_ways = Forward(tiny_model(architecture).model), ("bert", "roberta", "t5")
-    assert forward.packs == (architecture not in (*both_ways, "lfm2"))
+    assert forward.packs == forward.ends == (architecture not in (*both_ways, "lfm2"))
     assert forward.causal == (architecture not in both_ways)
 
 
@@ -27,6 +27,16 @@ def test_a_model_that_packing_gets_wrong_is_padded(monkeypatch, architecture):
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
     assert not encoder._forward.packs
+    assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
+def test_a_model_whose_last_layer_cannot_be_cut_runs_it_whole(monkeypatch, architecture):
+    ends_only = packed._ends_only
+    monkeypatch.setattr(packed, "_ends_only", lambda body, batch, lengths: ends_only(body, batch, lengths.flip(0)))
+    loaded = tiny_model(architecture)
+    encoder = Encoder(loaded)
+    assert encoder._forward.packs and not encoder._forward.ends
     assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
 
 
@@ -43,7 +53,7 @@ def test_the_trial_is_made_once_a_model(monkeypatch):
     run = packed.run
     monkeypatch.setattr(packed, "run", lambda *args, **options: runs.append(1) or run(*args, **options))
     Encoder(loaded), Encoder(loaded, "means")
-    assert len(runs) == 2, "prefix and rows, for the first encoder only"
+    assert len(runs) == 4, "prefix and rows, with the last layer whole and cut, for the first encoder only"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "lfm2"])

@@ -37,12 +37,42 @@ def test_rows_are_what_they_are_alone(body):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("behind", [True, False])
+def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
+    prefix = packed.run_prefix(body, PREFIX, [3]) if behind else None
+    at, seen = torch.tensor([len(row) for row in ROWS]).cumsum(0) - 1, []
+    whole = packed.run(body, ROWS, prefix, [3])[0]
+    linear = [module for name, module in body.named_modules() if ".2." in name and isinstance(module, torch.nn.Linear)]
+    hooks = [module.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel())) for module in linear]
+    found = packed.run(body, ROWS, prefix, [3], ends=True)[0]
+    [hook.remove() for hook in hooks]
+    assert torch.allclose(found[at], whole[at], atol=1e-4, rtol=1e-4) and found.shape == whole.shape
+    assert seen[-1] == len(ROWS) and sum(seen) < len(linear) * len(whole), "the layer's last product is on the last tokens alone"
+    assert torch.equal(packed.run(body, ROWS, prefix, [3])[0], whole), "nothing of it stays behind"
+
+
+@torch.inference_mode()
+def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
+    body, found = Forward(tiny_model("llama").model).body, []
+    bias = packed._bias
+    monkeypatch.setattr(packed, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
+    packed.run(body, ROWS, packed.run_prefix(body, PREFIX, [3]), [3])
+    lengths = len({len(row) for row in ROWS})
+    assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, "the prefix, and each length of row"
+
+
+@torch.inference_mode()
 def test_the_model_is_left_as_it_was(body):
-    before = body.config._attn_implementation
-    packed.run(body, ROWS, None, [3])
-    with pytest.raises(IndexError):
-        packed.run(body, [[10_000]], None, [3])
+    def hooks():
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in body.modules())
+
+    before, hooked = body.config._attn_implementation, hooks()
+    for ends in (False, True):
+        packed.run(body, ROWS, None, [3], ends=ends)
+        with pytest.raises(IndexError):
+            packed.run(body, [[10_000]], None, [3], ends=ends)
     assert body.config._attn_implementation == before == "sdpa"
+    assert hooks() == hooked
     assert torch.equal(alone(body, ROWS[0], 3), alone(body, ROWS[0], 3))
 
 
