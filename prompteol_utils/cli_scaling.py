@@ -52,7 +52,7 @@ def add_verbs(verb) -> None:
     memory.add_argument("--quantization", choices=("nf4", "int8"))
     memory.add_argument("--dtype")
     memory.add_argument("--batch-tokens", type=positive, nargs="+", default=[512], metavar="N")
-    memory.add_argument("--output", metavar="FILE", help="append the rows here")
+    memory.add_argument("--output", metavar="FILE", help="append the rows here; what is there is not measured again")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -104,14 +104,20 @@ def _states(options: argparse.Namespace) -> int:
 def _memory(options: argparse.Namespace) -> int:
     import json
 
-    from prompteol_utils import memory, results
+    from prompteol_utils import hardware, memory, results
 
+    store = results.Store(options.output) if options.output else None
+    dtype = str(hardware.choose_dtype(hardware.choose_device(), options.dtype)).removeprefix("torch.")
     for model in options.models:
         for batch_tokens in options.batch_tokens:
-            row = memory.measure(model, options.quantization, options.dtype, batch_tokens)
+            asked = {"model": model, "quantization": options.quantization, "dtype": dtype, "batch_tokens": batch_tokens}
+            if store and store.done({"kind": "memory", **asked}):
+                print(f"{model}, {batch_tokens} tokens: done before, in {options.output}")
+                continue
+            row = memory.measure(**asked)
             print(json.dumps({name: row[name] for name in ("model", "bits", "batch_tokens", "estimate_total", "measured_peak", "ratio")}))
-            if options.output:
-                results.Store(options.output).append(row)
+            if store:
+                store.append(row)
     return 0
 
 

@@ -95,15 +95,15 @@ def grid(
 
 
 def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a cheaper way to store the weights costs: each cell beside the same model's in fp32.
+    """What a cheaper way to store the weights costs: each cell beside the same model's unquantised one.
 
     Args:
         rows: STS rows of a store, from `grid` or the verb `sts`; those of other prompts, samples or splits are lines of their own.
 
     Returns:
-        model, weight_origin, task, precision, n, spearman, difference (to fp32, same set, prompt and demonstrations), sentences/s, "peak,
-        MB" (above what was in use before the model was loaded), threads, origin; sorted by model (as they come), task and precision.
-        What was not measured (yet) is NaN: there is no row for a cell that is not there or failed.
+        model, precision, task, n, spearman, difference (to the same model, set and prompt in fp32; where that was not measured, in 16
+        bits), sentences/s, "peak, MB" (above what was in use before the model was loaded), threads, origin and weight_origin; sorted by
+        model (as they come), task and precision. What was not measured is NaN, and a cell that is missing or failed has no row.
 
     Built in notebook 03.
     """
@@ -115,14 +115,15 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     cells = rows.drop_duplicates("cell", keep="last")
     short = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
     cells = cells.assign(precision=cells["quantization"].where(cells["quantization"].notna(), cells["dtype"].replace(short)))
-    full = cells[cells["precision"].eq("fp32")].set_index("pair")["spearman"]
-    cells["difference"] = cells["spearman"] - cells["pair"].map(full)
     cells["sentences/s"] = cells["sentences"] / cells["seconds"]
     cells["peak, MB"] = (cells["memory_peak"] - cells["memory_before"]) / 1e6
     places = {"model": list(dict.fromkeys(cells["model"])), "task": list(data.STS_TASKS), "precision": list(PRECISIONS)}
     order = pd.DataFrame({name: cells[name].map(known.index) for name, known in places.items()}).sort_values(list(places), kind="stable")
-    columns = ["model", "weight_origin", "task", "precision", "n", "spearman", "difference", "sentences/s", "peak, MB", "threads", "origin"]
-    return cells.loc[order.index, columns].reset_index(drop=True)
+    cells = cells.loc[order.index].reset_index(drop=True)
+    full = cells[cells["quantization"].isna()].drop_duplicates("pair").set_index("pair")["spearman"]
+    cells["difference"] = cells["spearman"] - cells["pair"].map(full)
+    columns = ["model", "precision", "task", "n", "spearman", "difference", "sentences/s", "peak, MB", "threads", "origin", "weight_origin"]
+    return cells[columns]
 
 
 def cell_key(model: str, precision: str, prompt: Prompt, task, split: str, seed: int, device: str | None) -> dict:
