@@ -112,7 +112,7 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["spearman"].notna()]
     known = rows.astype(object).where(rows.notna(), None).to_dict("records")
     rows = rows.assign(cell=[_text(row) for row in known], pair=[_text(row, set(_KEY) - {"quantization", "dtype"}) for row in known])
-    cells = rows.drop_duplicates("cell", keep="last")
+    cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
     short = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
     cells = cells.assign(precision=cells["quantization"].where(cells["quantization"].notna(), cells["dtype"].replace(short)))
     cells["sentences/s"] = cells["sentences"] / cells["seconds"]

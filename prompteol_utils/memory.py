@@ -69,7 +69,7 @@ def measure_here(model: str, quantization: str | None, dtype: str | None, batch_
     peak = hardware.peak_memory(place)
     bits = planner.BITS[quantization] or {"float32": 32}.get(loaded.dtype, 16)
     compute = 32 if loaded.dtype == "float32" else 16
-    estimate = planner.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute)
+    estimate = planner.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute, device=place.type)
     row = {
         "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
         "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,

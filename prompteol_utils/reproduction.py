@@ -102,7 +102,7 @@ def cost(one: Reproduction, sentences: int, precision: str = "auto", device: str
     settings = experiments.PRECISIONS[precision]
     dtype = hardware.choose_dtype(place, settings.get("dtype"))
     bits = planner.BITS[settings.get("quantization")] or 8 * dtype.itemsize
-    need = planner.estimate_memory(spec, bits=bits, batch_tokens=2_048, compute_bits=8 * dtype.itemsize)
+    need = planner.estimate_memory(spec, bits=bits, batch_tokens=2_048, compute_bits=8 * dtype.itemsize, device=place.type)
     download = planner.estimate_memory(spec, bits=16, batch_tokens=1).weights
     hours = {card: planner.seconds_per_million(spec, planner.REACHED * planner.PEAK[card]) * sentences / 3.6e9 for card in ("A100", "H100")}
     times = " or ".join(f"{value:.3f} hours on an {card}" for card, value in hours.items())
