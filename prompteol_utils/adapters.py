@@ -35,10 +35,11 @@ def fresh(model, *, rank: int, alpha: int, dropout: float, layers: int | None = 
     from transformers.pytorch_utils import Conv1D
 
     where: dict = {"target_modules": "all-linear"}
-    if layers is not None:  # peft takes numbers of layers only beside the names of their parts; what is in no layer has no number
-        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    if layers is not None:  # peft takes numbers of layers only beside the names of their parts
+        linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+        inside = {name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)}  # of a layer; the head is in none
         depth = model.config.get_text_config().num_hidden_layers
-        where = {"target_modules": sorted(linear), "layers_to_transform": list(range(depth - layers, depth))}
+        where = {"target_modules": sorted(inside), "layers_to_transform": list(range(depth - layers, depth))}
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="FEATURE_EXTRACTION", **where)
     return get_peft_model(model, lora)
 
