@@ -1,4 +1,4 @@
-"""A LoRA adapter on disk: saved with its base and prompt, put on a model only if it belongs there, merged into plain weights."""
+"""A LoRA adapter: fresh on a model; saved with its base and prompt, put back only where it belongs, merged into plain weights."""
 
 import copy
 import json
@@ -14,6 +14,34 @@ from prompteol_utils import files
 RECORD = "prompteol.json"  # beside peft's own two files
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 log = logging.getLogger(__name__)
+
+
+def fresh(model, *, rank: int, alpha: int, dropout: float, layers: int | None = None):
+    """Put new LoRA matrices on every linear layer but the head; the model computes as before until they are trained.
+
+    Args:
+        model: A transformers model.
+        rank: r, the matrices' smaller side.
+        alpha: Their product is scaled by alpha / rank.
+        dropout: Of their input.
+        layers: Only on the last so many layers; None takes all.
+
+    Returns:
+        The peft model.
+
+    Built in notebook 04.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    where: dict = {"target_modules": "all-linear"}
+    if layers is not None:  # peft takes numbers of layers only beside the names of their parts
+        linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+        inside = {name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)}  # of a layer; the head is in none
+        depth = model.config.get_text_config().num_hidden_layers
+        where = {"target_modules": sorted(inside), "layers_to_transform": list(range(depth - layers, depth))}
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="FEATURE_EXTRACTION", **where)
+    return get_peft_model(model, lora)
 
 
 def save(loaded, folder: str | os.PathLike, **record) -> None:

@@ -7,7 +7,8 @@ import time
 from prompteol_utils.cli import load, positive
 
 _SETTINGS = {  # of FinetuneConfig, by the type that their option takes
-    int: "batch_size epochs max_steps warmup_steps rank alpha max_sentence_tokens chunk_tokens save_every evaluate_every patience seed",
+    int: "batch_size epochs max_steps warmup_steps rank alpha layers max_sentence_tokens chunk_tokens save_every evaluate_every patience "
+    "seed",
     float: "learning_rate temperature dropout weight_decay max_gradient_norm",
 }
 
@@ -74,8 +75,6 @@ def _finetune(options: argparse.Namespace) -> int:
 
 def _key(encoder, triplets, config, dev) -> dict:
     """What makes two runs the same."""
-    from dataclasses import asdict
-
     loaded = encoder.loaded
     return {
         "kind": "finetune",
@@ -85,7 +84,7 @@ def _key(encoder, triplets, config, dev) -> dict:
         "dtype": loaded.dtype,
         "prompt": encoder.prompt.name,
         "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
-        "config": asdict(config),
+        "config": config.settings(),
         "triplets": {"origin": triplets.origin, "n": len(triplets), "text_form": triplets.text_form, "dropped": triplets.dropped},
         "dev": dev and {"task": dev.name, "split": "dev", "n": len(dev), "origin": dev.origin, "text_form": dev.text_form},
     }

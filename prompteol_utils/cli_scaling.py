@@ -33,15 +33,16 @@ def add_verbs(verb) -> None:
     plan.add_argument("--training", action="store_true", help="QLoRA instead of encoding")
     plan.add_argument("--batch-tokens", type=positive, default=2048, metavar="N", help="tokens in a batch (default: %(default)s)")
 
-    again = verb("reproduce", _reproduce, "measure a row of the paper's STS tables anew: cost first, then pass or fail per task")
+    again = verb("reproduce", _reproduce, "measure a published row anew, STS or transfer: cost first, then pass or fail per task")
     again.add_argument("names", nargs="*", metavar="NAME", help="such as opt-125m, opt-125m-icl, bert-prompt; none lists all")
-    again.add_argument("--tasks", nargs="+", metavar="TASK", help="all seven by default")
+    again.add_argument("--tasks", nargs="+", metavar="TASK", help="STS tasks (all seven by default), or mr cr subj mpqa sst2 trec mrpc")
+    again.add_argument("--transfer", action="store_true", help="all seven transfer tasks and their average instead of STS")
     again.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: fp32 on a CPU, 16 bits on a GPU")
     again.add_argument("--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub)")
     again.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
-    again.add_argument("--tolerance", type=float, metavar="POINTS", help="by which a score may differ (default: 0.5)")
+    again.add_argument("--tolerance", type=float, metavar="POINTS", help="by which a score may differ (default: 0.5; a transfer task 1.0)")
     again.add_argument("--weights", metavar="FOLDER", help="the model's weights on disk instead of the hub")
-    again.add_argument("--adapter", metavar="FOLDER", help="the adapter's weights on disk instead of the hub")
+    again.add_argument("--adapter", metavar="FOLDER", help="the adapter's weights on disk instead of the hub (STS)")
     again.add_argument("--output", default="reproduce.jsonl", metavar="FILE", help="rows; what is there is not measured again")
 
     verb("states", _states, "list every system and how far it was run here")
@@ -51,7 +52,7 @@ def add_verbs(verb) -> None:
     memory.add_argument("--quantization", choices=("nf4", "int8"))
     memory.add_argument("--dtype")
     memory.add_argument("--batch-tokens", type=positive, nargs="+", default=[512], metavar="N")
-    memory.add_argument("--output", metavar="FILE", help="append the rows here")
+    memory.add_argument("--output", metavar="FILE", help="append the rows here; what is there is not measured again")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -70,20 +71,27 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from prompteol_utils import data, reproduction
+    from prompteol_utils import data, reproduction, transfer_data
 
     if not options.names:
-        print("\n".join(f"{one.name:24} {one.system} ({one.group})" for one in reproduction.reproductions().values()))
+        for table in ("sts", "transfer"):
+            print("\n".join(f"{table:8}  {one.name:24} {one.system} ({one.group})" for one in reproduction.reproductions(table).values()))
         return 0
-    verdicts = []
+    tasks = options.tasks or (transfer_data.TRANSFER_TASKS if options.transfer else data.STS_TASKS)
+    again = dict.fromkeys(data.STS_TASKS, reproduction.reproduce) | dict.fromkeys(
+        transfer_data.TRANSFER_TASKS, reproduction.reproduce_transfer
+    )
+    if wrong := [task for task in tasks if task not in again]:
+        raise ValueError(f"unknown task {wrong[0]!r}; allowed: {', '.join(again)}")
+    names = ("precision", "root", "device", "tolerance", "weights")
+    settings, verdicts = {name: getattr(options, name) for name in names}, []
     for name in options.names:
-        table = reproduction.reproduce(
-            name, options.output, tasks=options.tasks or data.STS_TASKS, precision=options.precision, root=options.root,
-            device=options.device, tolerance=options.tolerance, weights=options.weights, adapter=options.adapter,
-        )  # fmt: skip
-        print(table.to_string(index=False, float_format="{:.2f}".format))
-        verdicts += table["verdict"].tolist()
-    return int(any(verdict != "pass" for verdict in verdicts))
+        for function in dict.fromkeys(map(again.get, tasks)):
+            more = {"adapter": options.adapter} if function is reproduction.reproduce else {}
+            table = function(name, options.output, tasks=[task for task in tasks if again[task] is function], **settings, **more)
+            print(table.to_string(index=False, float_format="{:.2f}".format))
+            verdicts += table["verdict"].tolist()
+    return int(set(verdicts) - {"no number"} != {"pass"})
 
 
 def _states(options: argparse.Namespace) -> int:
@@ -96,14 +104,20 @@ def _states(options: argparse.Namespace) -> int:
 def _memory(options: argparse.Namespace) -> int:
     import json
 
-    from prompteol_utils import memory, results
+    from prompteol_utils import hardware, memory, results
 
+    store = results.Store(options.output) if options.output else None
+    dtype = str(hardware.choose_dtype(hardware.choose_device(), options.dtype)).removeprefix("torch.")
     for model in options.models:
         for batch_tokens in options.batch_tokens:
-            row = memory.measure(model, options.quantization, options.dtype, batch_tokens)
+            asked = {"model": model, "quantization": options.quantization, "dtype": dtype, "batch_tokens": batch_tokens}
+            if store and store.done({"kind": "memory", **asked}):
+                print(f"{model}, {batch_tokens} tokens: done before, in {options.output}")
+                continue
+            row = memory.measure(**asked)
             print(json.dumps({name: row[name] for name in ("model", "bits", "batch_tokens", "estimate_total", "measured_peak", "ratio")}))
-            if options.output:
-                results.Store(options.output).append(row)
+            if store:
+                store.append(row)
     return 0
 
 

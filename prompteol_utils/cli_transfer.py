@@ -1,8 +1,6 @@
 """The verb `transfer`: accuracies on classification tasks as rows, each computed once."""
 
 import argparse
-import math
-import time
 
 from prompteol_utils import cli
 
@@ -47,23 +45,17 @@ def _transfer(options: argparse.Namespace) -> int:
             if not todo and not options.encode_only:
                 print(f"{prompt.name} {task.name}: done before, in {options.output}")
                 continue
-            counted, start = _Counted(encoder), time.perf_counter()
-            x = transfer.features(results.EmbeddingCache().wrap(counted), task)
-            encoding = {"encoded": counted.new, "encode_seconds": round(time.perf_counter() - start, 2)}
-            print(f"{prompt.name} {task.name}: {counted.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
-            for key in [] if options.encode_only else todo:
-                measured = transfer.score(x, task, solver=key["solver"], seed=key["seed"], folds=options.folds) | encoding
-                measured = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in measured.items()}
-                rows.append(measured | key | results.provenance(key["seed"]))
-                print(f"{prompt.name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}", flush=True)
-                if store:
-                    store.append(rows[-1])
+            rows += transfer.measure(encoder, task, [] if options.encode_only else todo, store, folds=options.folds)
     if rows:
         import pandas
 
         columns = ["model", "prompt", "task", "solver", "seed", "accuracy", "fold_std", "n_train", "n_test", "origin", "encode_seconds",
                    "classifier_seconds"]  # fmt: skip
-        print(pandas.DataFrame(rows)[columns].to_string(index=False, float_format="{:.2f}".format))
+        table = pandas.DataFrame(rows)
+        print(table[columns].to_string(index=False, float_format="{:.2f}".format))
+        if table["seed"].nunique() > 1:
+            print("over the seeds of this run:")
+            print(transfer.spread(table, ("prompt", "task", "solver")).to_string(float_format="{:.2f}".format))
     return 0
 
 
@@ -73,14 +65,3 @@ def _key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> 
     same = cli.row_key(encoder, task.name, task, argparse.Namespace(layer=options.layer, reference=False, split=split, seed=seed))
     drawn = {"limit": options.limit, "sample_seed": options.seed if options.limit else None}
     return {"kind": "transfer", **same, "solver": solver, "folds": options.folds, **drawn}
-
-
-class _Counted:
-    """An encoder that counts what it is really given: the cache asks it for new sentences only."""
-
-    def __init__(self, encoder):
-        self.encoder, self.key, self.new = encoder, encoder.key, 0
-
-    def stream(self, sentences: list[str], **options):
-        self.new += len(sentences)
-        return self.encoder.stream(sentences, **options)

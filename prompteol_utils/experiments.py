@@ -81,7 +81,8 @@ def grid(
     for model in models:
         own = [get_prompt(MODELS[model].prompt if model in MODELS else "prompteol")]
         for precision in precisions:
-            cells = [(prompt, one, _key(model, precision, prompt, one, split, seed, device)) for prompt in prompts or own for one in pairs]
+            asked = [(prompt, one) for prompt in prompts or own for one in pairs]
+            cells = [(prompt, one, cell_key(model, precision, prompt, one, split, seed, device)) for prompt, one in asked]
             keys += [key for _, _, key in cells]
             todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
             print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)
@@ -93,8 +94,50 @@ def grid(
     return pd.DataFrame([rows[_text(key)] for key in keys])
 
 
-def _key(model: str, precision: str, prompt: Prompt, pairs: data.Pairs, split: str, seed: int, device: str | None) -> dict:
-    """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verb `sts`."""
+def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a cheaper way to store the weights costs: each cell beside the same model's unquantised one.
+
+    Args:
+        rows: STS rows of a store, from `grid` or the verb `sts`; those of other prompts, samples or splits are lines of their own.
+
+    Returns:
+        model, precision, task, n, spearman, difference (to the same model, set and prompt in fp32; where that was not measured, in 16
+        bits), sentences/s, "peak, MB" (above what was in use before the model was loaded), threads, origin and weight_origin; sorted by
+        model (as they come), task and precision. What was not measured is NaN, and a cell that is missing or failed has no row.
+
+    Built in notebook 03.
+    """
+    needed = ["spearman", "sentences", "seconds", "memory_peak", "memory_before", "threads", *_KEY]
+    rows = rows.reindex(columns=[*rows.columns, *(name for name in needed if name not in rows)])
+    rows = rows[rows["spearman"].notna()]
+    known = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    rows = rows.assign(cell=[_text(row) for row in known], pair=[_text(row, set(_KEY) - {"quantization", "dtype"}) for row in known])
+    cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
+    short = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
+    cells = cells.assign(precision=cells["quantization"].where(cells["quantization"].notna(), cells["dtype"].replace(short)))
+    cells["sentences/s"] = cells["sentences"] / cells["seconds"]
+    cells["peak, MB"] = (cells["memory_peak"] - cells["memory_before"]) / 1e6
+    places = {"model": list(dict.fromkeys(cells["model"])), "task": list(data.STS_TASKS), "precision": list(PRECISIONS)}
+    order = pd.DataFrame({name: cells[name].map(known.index) for name, known in places.items()}).sort_values(list(places), kind="stable")
+    cells = cells.loc[order.index].reset_index(drop=True)
+    full = cells[cells["quantization"].isna()].drop_duplicates("pair").set_index("pair")["spearman"]
+    cells["difference"] = cells["spearman"] - cells["pair"].map(full)
+    columns = ["model", "precision", "task", "n", "spearman", "difference", "sentences/s", "peak, MB", "threads", "origin", "weight_origin"]
+    return cells[columns]
+
+
+def cell_key(model: str, precision: str, prompt: Prompt, task, split: str, seed: int, device: str | None) -> dict:
+    """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verbs `sts` and `transfer`.
+
+    Args:
+        model: As for `load_model`.
+        precision: A key of `PRECISIONS`.
+        prompt: Demonstrations included.
+        task: `data.Pairs` or `transfer_data.Labelled`.
+        split: Of the task.
+        seed: Of the row.
+        device: As for `load_model`.
+    """
     folder, spec = Path(model).expanduser(), MODELS.get(model)
     settings = PRECISIONS[precision]
     dtype = hardware.choose_dtype(hardware.choose_device(device), settings.get("dtype"))
@@ -108,11 +151,11 @@ def _key(model: str, precision: str, prompt: Prompt, pairs: data.Pairs, split: s
         "pooling": prompt.pooling,
         "layer": -1,
         "engine": "encoder",
-        "task": pairs.name,
+        "task": task.name,
         "split": split,
-        "n": len(pairs),
-        "origin": pairs.origin,
-        "text_form": pairs.text_form,
+        "n": len(task),
+        "origin": task.origin,
+        "text_form": task.text_form,
         "seed": seed,
     }
 
@@ -123,8 +166,8 @@ _KEY = (
 )  # fmt: skip
 
 
-def _text(row: dict) -> str:
-    return json.dumps([row.get(name) for name in _KEY])
+def _text(row: dict, names: Iterable[str] = _KEY) -> str:
+    return json.dumps([row.get(name) for name in _KEY if name in names])
 
 
 def _done(store: results.Store, key: dict) -> bool:

@@ -42,6 +42,7 @@ class FinetuneConfig:
         rank: r of LoRA, on every linear layer but the head.
         alpha: LoRA's sum is scaled by alpha / rank.
         dropout: Of LoRA's input.
+        layers: LoRA sits on the last so many layers only; None takes all. Gradients stop below the first of them.
         max_sentence_tokens: Sentences are cut to so many tokens before they are wrapped.
         weight_decay: Of AdamW.
         max_gradient_norm: Longer gradients are scaled down to it (the trainer's default, which the authors leave).
@@ -67,6 +68,7 @@ class FinetuneConfig:
     rank: int = 64
     alpha: int = 16
     dropout: float = 0.05
+    layers: int | None = None
     max_sentence_tokens: int = 32
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
@@ -90,6 +92,10 @@ class FinetuneConfig:
         if self.dropout >= 1:
             raise ValueError(f"dropout is below 1, got {self.dropout!r}")
 
+    def settings(self) -> dict:
+        """The values by which a run is known; `layers` only where it is set, so that runs from before there was this field are found."""
+        return {name: value for name, value in asdict(self).items() if name != "layers" or value is not None}
+
 
 CPU = FinetuneConfig(batch_size=16, max_steps=150, warmup_steps=15, save_every=25, evaluate_every=25)
 
@@ -112,7 +118,8 @@ def finetune(
         after so many steps; row 0 is the base; NaN in between).
 
     Raises:
-        ValueError: Fewer triplets than a batch, a bad triplet, an adapter already on the model, or a folder with another run.
+        ValueError: Fewer triplets than a batch, a bad triplet, more layers than the model has, an adapter already on the model, or a
+            folder with another run.
         TrainingDiverged: The loss is NaN or infinite.
         files.CacheError: A checkpoint cannot be written, or another process is at work in `out`.
 
@@ -121,6 +128,9 @@ def finetune(
     rows = _checked(triplets, config)
     if encoder.loaded.adapter is not None:
         raise ValueError(f"the encoder carries the adapter {encoder.loaded.adapter} already; load its base model without one")
+    depth = encoder.loaded.model.config.get_text_config().num_hidden_layers
+    if config.layers is not None and config.layers > depth:
+        raise ValueError(f"layers={config.layers}, and {encoder.loaded.name} has {depth}; None takes all of them")
     _join_processes(encoder.loaded.device)
     out = Path(out)
     with _alone(out):
@@ -144,7 +154,7 @@ def run_folder(encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneCo
 def _identity(encoder: Encoder, rows: list[Triplet], config: FinetuneConfig, dev: Pairs | None) -> dict:
     """All that decides the numbers of a run."""
     pairs = None if dev is None else _digest(zip(dev.left, dev.right, dev.gold.tolist(), strict=True))
-    run = {**asdict(config), "encoder": encoder.key, "triplets": _digest(map(astuple, rows)), "dev": pairs}
+    run = {**config.settings(), "encoder": encoder.key, "triplets": _digest(map(astuple, rows)), "dev": pairs}
     run.pop("chunk_tokens")  # does not change what is computed
     return run
 
@@ -283,7 +293,7 @@ class _Run:
             set_peft_model_state_dict(self.model, self.best["adapter"])
         history = pd.DataFrame(self.history)
         if contrastive.rank() == 0:
-            facts = {name: self.tuned.key[name] for name in ("prompt", "pooling", "layer")} | {"config": asdict(self.config)}
+            facts = {name: self.tuned.key[name] for name in ("prompt", "pooling", "layer")} | {"config": self.config.settings()}
             facts |= {"step": self.best["step"] if self.best else self.step, "dev": self.best and self.best["dev"]}
             adapters.save(self.tuned.loaded, self.out / "adapter", **facts)
             with files.atomic_file(self.out / "history.csv", "w") as file:
@@ -294,17 +304,14 @@ class _Run:
 @contextmanager
 def _lora(encoder: Encoder, config: FinetuneConfig):
     """The encoder with fresh LoRA weights on its model, the same on every process; they are taken off again at the end."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
     loaded = encoder.loaded
     base = loaded.model
     if loaded.quantization:  # before get_peft_model; chunks keep memory small, so layers need not be run twice
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
-    )
-    tuned = get_peft_model(base, lora)
+    tuned = adapters.fresh(base, rank=config.rank, alpha=config.alpha, dropout=config.dropout, layers=config.layers)
     for parameter in tuned.parameters():
         if parameter.requires_grad and contrastive.processes() > 1:
             dist.broadcast(parameter.data, 0)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 
+import pandas as pd
+
 from prompteol_utils import data, hardware, planner, results
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.models import fetch_model, load_model
@@ -39,6 +41,31 @@ def measure(model: str, quantization: str | None = None, dtype: str | None = Non
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Today's estimates beside recorded measurements, so that a changed planner is held against them at once.
+
+    Args:
+        rows: Rows of kind "memory".
+
+    Returns:
+        model, precision, batch_tokens, "estimate, MB", "measured, MB", ratio (estimate / measured); the last measurement of each, sorted.
+
+    Built in notebook 03.
+    """
+    table = []
+    for row in rows.to_dict("records"):
+        spec, compute = MODELS[row["model"]], 32 if row["dtype"] == "float32" else 16
+        estimate = planner.estimate_memory(
+            spec, bits=row["bits"], batch_tokens=row["batch_tokens"], compute_bits=compute, device=row["device"].partition(":")[0]
+        )
+        precision = row["quantization"] if isinstance(row["quantization"], str) else row["dtype"]
+        sizes = {"estimate, MB": estimate.total / 1e6, "measured, MB": row["measured_peak"] / 1e6}
+        ratio = estimate.total / row["measured_peak"]
+        table.append({"model": row["model"], "precision": precision, "batch_tokens": row["batch_tokens"], **sizes, "ratio": ratio})
+    by = ["model", "precision", "batch_tokens"]
+    return pd.DataFrame(table, columns=[*by, "estimate, MB", "measured, MB", "ratio"]).drop_duplicates(by, keep="last").sort_values(by)
+
+
 def measure_here(model: str, quantization: str | None, dtype: str | None, batch_tokens: int) -> None:
     """What `measure` runs in the other process: prints the row."""
     from transformers import AutoTokenizer
@@ -69,7 +96,7 @@ def measure_here(model: str, quantization: str | None, dtype: str | None, batch_
     peak = hardware.peak_memory(place)
     bits = planner.BITS[quantization] or {"float32": 32}.get(loaded.dtype, 16)
     compute = 32 if loaded.dtype == "float32" else 16
-    estimate = planner.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute)
+    estimate = planner.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute, device=place.type)
     row = {
         "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
         "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,

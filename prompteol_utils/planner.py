@@ -15,8 +15,9 @@ REACHED = 0.4  # of the peak: an assumption for batches of thousands of tokens, 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # the encoder's defaults
 LORA_RANK = 64  # the paper's
 BITS = {None: 0, "nf4": 4, "int8": 8}
-# On a CPU, measured on the two bundled models: buffers of kernels and blocks that the C library keeps.
-WORKSPACE = 64 * 10**6
+# On a CPU, measured on the two bundled models in three precisions: what kernels set aside, whatever the batch, and how often the numbers
+# of a batch are there: once alive, and once more as freed blocks that the C library keeps for the next layer.
+WORKSPACE, KEPT = 24 * 10**6, 2
 PACKED_BYTES = 1 << 30  # fp32 matrices up to this size are kept a second time, in the order that the kernel reads (linear.py)
 # NF4: a scale of 8 bits for every 64 weights, and one of 32 bits for every 256 of these (double quantisation).
 _EXTRA_BITS = {4: 8 / 64 + 32 / (64 * 256)}
@@ -64,7 +65,13 @@ def parameters(shape: Shape, kind: str = "causal") -> dict[str, int]:
 
 
 def estimate_memory(
-    spec: "ModelSpec | Shape", *, bits: int, batch_tokens: int, training: bool = False, compute_bits: int | None = None
+    spec: "ModelSpec | Shape",
+    *,
+    bits: int,
+    batch_tokens: int,
+    training: bool = False,
+    compute_bits: int | None = None,
+    device: str | None = None,
 ) -> Estimate:
     """Estimate a model's memory from its configuration alone.
 
@@ -74,6 +81,7 @@ def estimate_memory(
         batch_tokens: Tokens in one batch, padding included.
         training: QLoRA on top: rank 64 on every matrix, AdamW in fp32, and all activations of a batch kept for the backward pass.
         compute_bits: Of a number while it is computed with, where `bits` is 4 or 8: 16 on a GPU, 32 on a CPU. None: 16.
+        device: "cpu" or "cuda". None: a CPU where it computes in 32 bits.
 
     Returns:
         Its parts in bytes. The process itself (Python, torch, CUDA's context: 0.3 to 0.6 GB) and the tokenizer (up to 0.3 GB for a
@@ -95,7 +103,9 @@ def estimate_memory(
     weights = count["matrices"] * (bits + _EXTRA_BITS.get(bits, 0)) / 8 + count["embeddings"] * compute
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     mlp = (3 if shape.gated_mlp else 2) * shape.ffn
-    widest = 2 * shape.hidden + max(2 * queries + 2 * keys, mlp)  # numbers a token at the widest moment of a layer
+    # Numbers a token at the widest moment of a layer: word embedding, the layer's input, the sum after its attention and what was normed
+    # are all still there (counted tensor by tensor on the 135M model: 3 % more than this).
+    widest = 4 * shape.hidden + max(2 * queries + 2 * keys, mlp)
     if training:
         kept = shape.layers * (4 * shape.hidden + 3 * queries + 2 * keys + mlp)
         reads = (5 if shape.gated_mlp else 4) * shape.hidden + queries + shape.ffn
@@ -104,8 +114,9 @@ def estimate_memory(
         return Estimate(round(weights), round(batch_tokens * kept * compute), 16 * rank)
     dequantised = max(shape.hidden * shape.ffn, shape.hidden * queries) * compute if bits < 16 else 0
     packed = count["matrices"] * 4 if bits == 32 and count["matrices"] * 4 <= PACKED_BYTES else 0
-    workspace = WORKSPACE if compute == 4 else 0
-    return Estimate(round(weights), round(batch_tokens * widest * compute + dequantised + packed + workspace))
+    cpu = device == "cpu" if device else compute == 4
+    batch = batch_tokens * widest * compute * (KEPT if cpu else 1) + (WORKSPACE if cpu else 0)
+    return Estimate(round(weights), round(batch + dequantised + packed))
 
 
 def shape_of(config) -> "Shape | None":
@@ -207,8 +218,8 @@ def check_fits(spec: ModelSpec, *, bits: int, device, batch_tokens: int | None =
     """
     if spec.shape is None:
         return None
-    compute = 16 if device.type == "cuda" else 32
-    options = {"batch_tokens": batch_tokens or BATCH_TOKENS["cuda" if device.type == "cuda" else "cpu"], "compute_bits": compute}
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    options = {"batch_tokens": batch_tokens or BATCH_TOKENS[kind], "compute_bits": 16 if kind == "cuda" else 32, "device": kind}
     need = estimate_memory(spec, bits=bits, **options)
     free = hardware.available_memory(device)
     if need.weights <= free:  # a batch that does not fit is halved, weights cannot be

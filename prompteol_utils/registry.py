@@ -151,11 +151,15 @@ _BUNDLED: dict[str, dict] = {
     },
 }
 
-# Systems of the paper's tables that no row runs, and why.
+# Systems of the published tables that no row runs, and why.
 NOT_HERE = {
     "PromptRoBERTa, supervised": "its evaluation subtracts the vector of the bare template and adds a trained layer "
     "(eval_only.sh of kongds/Prompt-BERT); not built here",
     "SGPT": "a mean weighted by position on GPT-J; the table that quotes it does not say which size or checkpoint",
+    "PromptEOL with one positive and one negative MR training review as demonstrations": "the two reviews were found in no text",
+    "Pretended CoT, Knowledge Enhancement": "later prompts, read at the last layer but one; not built here",
+    "PromptEOL + TP, Pretended CoT + TP, Knowledge Enhancement + TP": "a later method that changes the layers' input; not built here",
+    "PromptEOL + CP-NS, PromptEOL + CP-NR": "a later method that subtracts a second prompt inside a layer; not built here",
 }
 
 

@@ -4,6 +4,7 @@ Everything takes any function that turns a list of sentences into an array. How 
 where it has no test set, cross-validation on the training set where it has one, a development set where it has that.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from prompteol_utils.evaluation import embed
 from prompteol_utils.probes import GRID, SOLVERS, Fits, Problem
-from prompteol_utils.results import one_origin
+from prompteol_utils.results import EmbeddingCache, Store, one_origin, provenance
 from prompteol_utils.transfer_data import TRANSFER_TASKS, Labelled, load_transfer, stratified
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -232,6 +233,72 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
     table = table[[task for task in TRANSFER_TASKS if task in table]]
     table["avg"] = table.mean(axis=1, skipna=False) if table.shape[1] == len(TRANSFER_TASKS) else np.nan
     return table
+
+
+def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.DataFrame:
+    """How far accuracies scatter: between the folds of one run, and between runs with other folds and first weights.
+
+    Args:
+        rows: From `evaluate_transfer` or a store.
+        by: What the lines of the table differ in.
+
+    Returns:
+        Index `by`; accuracy (the mean over seeds), fold_std (their mean; NaN without folds), seed_std (of the means over folds, with
+        n - 1 in the denominator; NaN for a single seed), seeds (how many) and n_test.
+
+    Raises:
+        ValueError: Rows of different sets, forms of text or sizes would be averaged.
+
+    Built in notebook 05.
+    """
+    one_origin(rows, "task")
+    groups = rows.groupby(list(by), sort=False)
+    if (mixed := groups["n_test"].nunique() > 1).any():
+        raise ValueError(f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows")
+    columns = {"accuracy": ("accuracy", "mean"), "fold_std": ("fold_std", "mean"), "seed_std": ("accuracy", "std")}
+    return groups.agg(**columns, seeds=("seed", "nunique"), n_test=("n_test", "first"))
+
+
+def measure(
+    encoder, task: Labelled, keys: Sequence[dict], store: Store | None = None, *, folds: int = 10, cache: EmbeddingCache | None = None
+) -> list[dict]:
+    """Rows for the store: each sentence encoded once, through the embedding cache; a row is kept as soon as it is known.
+
+    Args:
+        encoder: An `Encoder`.
+        task: What `load_transfer` returned.
+        keys: What makes each row this measurement, solver and seed among it. None at all only fills the cache.
+        store: Where rows go at once; None keeps none.
+        folds: Of the outer and the inner cross-validation.
+        cache: None takes the project's.
+
+    Returns:
+        The new rows: a key, the fields of `score`, encoded (sentences that the cache had not), encode_seconds, and the provenance.
+    """
+    counted, start, rows = _Counted(encoder), time.perf_counter(), []
+    x = features((cache or EmbeddingCache()).wrap(counted), task)
+    encoding = {"encoded": counted.new, "encode_seconds": round(time.perf_counter() - start, 2)}
+    name = encoder.prompt.name
+    print(f"{name} {task.name}: {counted.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
+    for key in keys:
+        measured = score(x, task, solver=key["solver"], seed=key["seed"], folds=folds) | encoding
+        measured = {field: None if isinstance(value, float) and math.isnan(value) else value for field, value in measured.items()}
+        rows.append(measured | key | provenance(key["seed"]))
+        print(f"{name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}", flush=True)
+        if store:
+            store.append(rows[-1])
+    return rows
+
+
+class _Counted:
+    """An encoder that counts what it is really given: the cache asks it for new sentences only."""
+
+    def __init__(self, encoder):
+        self.encoder, self.key, self.new = encoder, encoder.key, 0
+
+    def stream(self, sentences: list[str], **options):
+        self.new += len(sentences)
+        return self.encoder.stream(sentences, **options)
 
 
 def senteval_order(task: Labelled) -> np.ndarray:

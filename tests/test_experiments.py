@@ -127,6 +127,28 @@ def test_a_model_that_does_not_fit_fails_and_the_rest_go_on(models, tmp_path, mo
     assert "140 GB" in capsys.readouterr().out
 
 
+def test_precisions_stand_beside_fp32_and_gaps_stay_gaps(tmp_path):
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+    names = [str(save_tiny("llama", tmp_path / name, seed=seed, **wide)) for seed, name in enumerate("ba")]
+    rows = experiments.grid(names, ["stsb"], tmp_path / "rows.jsonl", precisions=["nf4", "fp32"], limit=20)
+    table = experiments.by_precision(rows)
+    assert table[["model", "precision"]].to_numpy().tolist() == [["b", "fp32"], ["b", "nf4"], ["a", "fp32"], ["a", "nf4"]]
+    score = table["spearman"]
+    assert table["difference"].tolist() == pytest.approx([0, score[1] - score[0], 0, score[3] - score[2]])
+    assert table["difference"].ne(0).sum() == 2 and (table[["sentences/s", "peak, MB"]] > 0).all(axis=None)
+    without = rows[~(rows["model"].eq("b") & rows["quantization"].isna())]
+    assert experiments.by_precision(without)["difference"].isna().tolist() == [True, False, False], "nothing to compare with"
+    half = experiments.by_precision(pd.concat([rows, rows[rows["quantization"].isna()].assign(dtype="bfloat16", spearman=1.0)]))
+    assert half["precision"].tolist() == ["fp32", "bf16", "nf4"] * 2 and half["difference"][::3].eq(0).all(), "fp32 first, not 16 bits"
+    other = experiments.by_precision(pd.concat([rows, rows.assign(n=21, spearman=rows["spearman"] + 9)]))
+    assert len(other) == 8 and other["difference"].abs().max() == table["difference"].abs().max(), "each sample has its own fp32"
+    fields = ["memory_peak", "memory_before", "sentences", "threads"]
+    assert experiments.by_precision(rows.drop(columns=fields))["sentences/s"].isna().all(), "rows of the verb sts have no memory"
+    failed = rows.assign(spearman=float("nan"), kind="failed")
+    assert len(experiments.by_precision(pd.concat([failed, rows, rows]))) == 4 and len(experiments.by_precision(failed)) == 0
+    assert len(experiments.by_precision(Store(tmp_path / "none.jsonl").read())) == 0
+
+
 def test_a_system_reads_its_own_prompt_unasked(tmp_path):
     weights = {"bert-prompt": {"weights": str(save_tiny("bert", tmp_path / "bert"))}}
     rows = experiments.grid(["bert-prompt"], ["stsb"], tmp_path / "rows.jsonl", limit=20, load_options=weights)

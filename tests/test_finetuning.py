@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from prompteol_utils import adapters, checkpoints, contrastive, files, finetuning
+from prompteol_utils import adapters, checkpoints, cli_finetuning, contrastive, files, finetuning
 from prompteol_utils.data import load_mini_sts
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.finetuning import CPU, FinetuneConfig, TrainingDiverged, finetune
 from prompteol_utils.models import load_model
 from prompteol_utils.nli import Triplet
-from prompteol_utils.tiny import save_tiny
+from prompteol_utils.tiny import save_tiny, tiny_model
 
 WORDS = ("cat", "dog", "river", "boat", "garden", "night", "bridge", "child", "bread", "rain", "music", "street", "winter", "market")
 SMALL = {"batch_size": 8, "warmup_steps": 2, "rank": 4, "chunk_tokens": 150, "save_every": 2, "evaluate_every": 3, "learning_rate": 3e-3}
@@ -116,6 +116,46 @@ def test_lora_sits_on_every_linear_layer_but_the_head(base):
         assert len(names) == 7 * 3 and not any("lm_head" in name for name in names)
         trained = [p.dtype for p in tuned.loaded.model.parameters() if p.requires_grad]
         assert set(trained) == {torch.float32} and len(trained) == 2 * len(names)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_lora_on_the_last_layers_only(base, dev, tmp_path, quantization):
+    encoder, texts = Encoder(load_model(base, quantization=quantization)), dev.sentences
+    with finetuning._lora(encoder, config(layers=2)) as tuned:
+        placed = {name.partition(".layers.")[2][:2] for name, _ in tuned.loaded.model.named_modules() if name.endswith("lora_A")}
+        assert placed == {"1.", "2."}, "the last two of three"
+        flows = []
+        for layer in tuned.loaded.model.base_model.model.model.layers:
+            layer.register_forward_hook(lambda module, inputs, output: flows.append(output.requires_grad))
+        tuned.loaded.model(torch.tensor([[1, 2, 3]]))
+        assert flows == [False, True, True], "no gradient is computed below the first layer that is trained"
+    before = encoder.encode(texts)
+    finetune(encoder, triplets(), config(layers=2, learning_rate=1e-2, max_steps=4), tmp_path / "run")
+    tuned = load_model(base, quantization=quantization, adapter=tmp_path / "run")
+    assert {name.partition(".layers.")[2][:2] for name, _ in tuned.model.named_modules() if name.endswith("lora_A")} == {"1.", "2."}
+    assert relative(Encoder(tuned).encode(texts), before) > 0.01
+    first, second = (Encoder(loaded, layer=1).encode(texts) for loaded in (tuned, encoder.loaded))
+    assert relative(first, second) < 1e-6, "what the first layer gives is the base's"
+    assert adapters.read(tmp_path / "run")["config"]["layers"] == 2
+    with pytest.raises(ValueError, match="layers=4, and tiny-a has 3"):
+        finetune(encoder, triplets(), config(layers=4), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("architecture", ["opt-350m", "gpt2", "gpt-neox", "gemma3"])
+def test_all_layers_counted_from_the_last_are_all_layers(architecture):
+    """Only projections outside the layers (OPT-350M has two) make the difference."""
+
+    def places(layers):
+        tuned = adapters.fresh(tiny_model(architecture).model, rank=2, alpha=4, dropout=0.0, layers=layers)
+        return {name for name, _ in tuned.named_modules() if name.endswith("lora_A")}
+
+    depth = tiny_model(architecture).model.config.num_hidden_layers
+    everywhere, counted, last = places(None), places(depth), places(1)
+    assert {name.split(".")[-2] for name in everywhere - counted} == (
+        {"project_in", "project_out"} if architecture == "opt-350m" else set()
+    )
+    assert counted <= everywhere and 0 < len(last) * depth == len(counted)
 
 
 def test_four_bit_weights_are_not_repacked_by_inference(base):
@@ -302,6 +342,7 @@ def test_bad_triplets_are_refused_before_anything_is_written(base, tmp_path, row
         ({"dropout": 1.0}, "dropout is below 1"),
         ({"max_steps": 0}, "max_steps is a whole number from 1 or None"),
         ({"rank": True}, "rank"),
+        ({"layers": 0}, "layers is a whole number from 1 or None"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -320,7 +361,15 @@ def test_a_run_folder_is_found_again_by_the_same_run_only(base, dev):
     first = finetuning.run_folder(encoder, triplets(), config(), dev)
     assert finetuning.run_folder(encoder, triplets(), config(chunk_tokens=99), dev) == first, "chunks do not change what is computed"
     others = [(triplets(39), config(), dev), (triplets(), config(seed=1), dev), (triplets(), config(), None)]
-    assert len({first, *(finetuning.run_folder(encoder, *other) for other in others)}) == 4
+    others += [(triplets(), config(layers=2), dev)]
+    assert len({first, *(finetuning.run_folder(encoder, *other) for other in others)}) == 5
+
+
+def test_runs_from_before_there_were_layers_are_found_again():
+    """A run is known by its settings as they were then: this digest was computed before the field came."""
+    assert finetuning._digest([FinetuneConfig().settings()]) == "02d6968abe5d9de1"
+    assert finetuning._digest([FinetuneConfig(layers=8).settings()]) != "02d6968abe5d9de1"
+    assert cli_finetuning._SETTINGS[int].split().count("layers") == 1
 
 
 def test_a_folder_with_something_else_is_left_alone(base, tmp_path):

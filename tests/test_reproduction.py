@@ -3,10 +3,13 @@
 import pandas as pd
 import pytest
 
-from prompteol_utils import reproduction, results
+from prompteol_utils import cli_transfer, reproduction, results
 from prompteol_utils.__main__ import main
+from prompteol_utils.encoder import Encoder
+from prompteol_utils.models import load_model
 from prompteol_utils.registry import MODELS, NOT_HERE
 from prompteol_utils.tiny import save_tiny
+from prompteol_utils.transfer_data import TRANSFER_TASKS, load_transfer
 
 NAMES = ["Anna", "Boris", "Chloe", "Dmitri", "Elena", "Farid", "Greta"]
 ACTS = ["bakes a cake", "reads a map", "paints the door", "feeds the geese", "mends a net"]
@@ -64,9 +67,103 @@ def test_another_precision_or_set_gets_no_verdict(opt, tmp_path, monkeypatch):
     assert table["verdict"].tolist() == ["not comparable"] and pd.isna(table["difference"][0])
 
 
+# --- transfer
+
+
+def sentence(i: int) -> str:
+    return f"{NAMES[i % 7]} {ACTS[i % 5]} at {i} today".lower()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """All seven tasks in SentEval's form, a few sentences each; their sizes are taken for the real ones."""
+    classes = {
+        "MR/rt-polarity": ("pos", "neg"),
+        "CR/custrev": ("pos", "neg"),
+        "SUBJ/subj": ("subjective", "objective"),
+        "MPQA/mpqa": ("pos", "neg"),
+    }
+    files, folder = {}, tmp_path / "small"
+    for stem, labels in classes.items():
+        files |= {f"{stem}.{label}": [sentence(i) for i in range(100 * k, 100 * k + 14)] for k, label in enumerate(labels)}
+    for k, split in enumerate(("train", "dev", "test")):
+        files[f"SST/binary/sentiment-{split}"] = [f"{sentence(100 * k + i)}\t{i % 2}" for i in range(20)]
+    for k, name in enumerate(("train_5500", "TREC_10")):
+        files[f"TREC/{name}.label"] = [f"{('NUM:dist', 'HUM:ind')[i % 2]} {sentence(100 * k + i)} ?" for i in range(28)]
+    for k, split in enumerate(("train", "test")):
+        rows = [f"{i % 2}\t1\t2\t{sentence(100 * k + i)}\t{sentence(100 * k + i * 3)}" for i in range(28)]
+        files[f"MRPC/msr_paraphrase_{split}.txt"] = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows]
+    for name, lines in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sizes = {task: len(load_transfer(task, root=str(folder))) for task in TRANSFER_TASKS}
+    monkeypatch.setattr(reproduction, "TRANSFER_SIZES", sizes)
+    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
+    return str(folder)
+
+
+def test_every_transfer_row_has_a_command_or_a_reason():
+    have = {(one.group, one.system) for one in reproduction.reproductions("transfer").values()}
+    for row in results.paper_table("transfer")[["group", "system"]].drop_duplicates().itertuples():
+        named = any(row.system in reason.split(", ") for reason in NOT_HERE)
+        assert ((row.group, row.system) in have) != named, row
+
+
+def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(opt, small, tmp_path, monkeypatch, capsys):
+    arguments = ["reproduce", "opt-6.7b", "--transfer", "--root", small, "--weights", opt, "--output", str(tmp_path / "rows.jsonl")]
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert shown.index("facebook/opt-6.7b, a download of 13.3 GB") < shown.index("sentences encoded") < shown.index("fail")
+    rows = results.Store(tmp_path / "rows.jsonl").read()
+    assert rows["task"].tolist() == list(TRANSFER_TASKS) and set(rows["solver"]) == {"senteval"} and set(rows["seed"]) == {1111}
+    table = results.paper_table("transfer")
+    own = table["model"].eq("opt-6.7b") & table["system"].eq("PromptEOL")
+    table.loc[own, "score"] = rows["accuracy"].mean() + 0.3
+    monkeypatch.setattr(results, "paper_table", lambda name: table)
+    monkeypatch.setattr(reproduction, "load_model", lambda *a, **k: pytest.fail("all rows are there"))
+    assert main(arguments) == 0 and main([*arguments, "--tolerance", "0.2"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("no number") == 14 and shown.count("pass") == shown.count("fail") == 1
+    monkeypatch.setitem(reproduction.TRANSFER_SIZES, "trec", 5_952)
+    assert main(arguments) == 1 and "not comparable" in capsys.readouterr().out, "one smaller set, and the average is another"
+    assert main(["reproduce", "opt-6.7b", "--tasks", "mr", "trec", "--root", small]) == 2
+    assert "no number is published for mr, trec; there is: avg" in capsys.readouterr().err
+
+
+def test_single_tasks_resume_and_are_rows_of_the_verb_transfer(small, tmp_path, monkeypatch):
+    llama = str(save_tiny("llama", tmp_path / "llama", hidden_size=64, intermediate_size=128))
+    settings = {"root": small, "weights": llama}
+    first = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr"], **settings)
+    assert first["verdict"].tolist() == ["fail"] and first["paper"].tolist() == [92.87] and first["tolerance"].tolist() == [1.0]
+    both = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr", "trec"], **settings)
+    assert both["task"].tolist() == ["cr", "trec"], "no average over fewer than seven"
+    store = results.Store(tmp_path / "rows.jsonl")
+    assert [row["task"] for row in store.rows()] == ["cr", "trec"], "nothing is measured twice"
+    encoder = Encoder(load_model("llama-2-7b", weights=llama))
+    options = type("Options", (), {"layer": -1, "seed": 0, "limit": None, "folds": 10})
+    for task in ("cr", "trec"):
+        assert store.done(cli_transfer._key(encoder, load_transfer(task, root=small), options, "senteval", 1111))
+    quantised = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "nf4.jsonl", tasks=["cr"], precision="nf4", **settings)
+    assert quantised["verdict"].tolist() == ["not comparable"] and quantised["difference"].isna().all()
+
+
+def test_another_folder_of_weights_finds_no_vectors_of_the_first(small, tmp_path):
+    for seed in (0, 1):
+        folder = save_tiny("llama", tmp_path / f"llama{seed}", seed=seed)
+        reproduction.reproduce_transfer("llama-2-7b", tmp_path / f"{seed}.jsonl", tasks=["cr"], root=small, weights=folder)
+        assert results.Store(tmp_path / f"{seed}.jsonl").rows()[0]["encoded"] == 28
+
+
+def test_an_unknown_task_is_named(capsys):
+    assert main(["reproduce", "opt-125m", "--tasks", "stsb", "sst5"]) == 2
+    assert "unknown task 'sst5'; allowed: sts12, " in capsys.readouterr().err
+
+
 def test_unknown_name_lists_what_there_is():
     with pytest.raises(ValueError, match=r"opt-125m, .*SGPT: a mean weighted"):
         reproduction.get_reproduction("sgpt")
+    with pytest.raises(ValueError, match=r"on transfer is called 'opt-125m'; allowed: opt-6.7b, llama-2-7b"):
+        reproduction.get_reproduction("opt-125m", "transfer")
 
 
 def test_no_system_is_silently_missing(capsys):

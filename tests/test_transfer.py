@@ -215,6 +215,22 @@ def test_rows_and_their_table():
         transfer.summarise(pd.concat([rows, rows.assign(origin="hub")]))
 
 
+def test_spread_over_folds_and_seeds():
+    task, x = toy(90, apart=0.4)
+    rows = pd.DataFrame([transfer.score(x, task, solver="lbfgs", seed=seed, folds=3) for seed in (1, 2, 3)])
+    assert rows["accuracy"].nunique() > 1, "other folds, another accuracy"
+    found = transfer.spread(rows).loc[("cr", "lbfgs")]
+    assert found["accuracy"] == pytest.approx(np.mean(rows["accuracy"])) and found["seeds"] == 3 and found["n_test"] == 90
+    assert found["seed_std"] == pytest.approx(np.std(rows["accuracy"], ddof=1)) and found["fold_std"] == pytest.approx(
+        rows["fold_std"].mean()
+    )
+    assert np.isnan(transfer.spread(rows[:1])["seed_std"].iloc[0]), "one seed has no spread"
+    with pytest.raises(ValueError, match="n_test is mixed"):
+        transfer.spread(pd.concat([rows, rows.assign(n_test=30)]))
+    with pytest.raises(ValueError, match="origin is mixed"):
+        transfer.spread(pd.concat([rows, rows.assign(origin="hub")]))
+
+
 def test_a_learning_curve_keeps_its_test_set_and_rises():
     task, x = toy(400, width=20, apart=0.7)
     curve = transfer.few_labels(x, task, [16, 64, 10_000], seeds=(0, 1))
@@ -267,7 +283,7 @@ def test_three_kills_then_the_same_table_and_nothing_encoded_twice(tmp_path, mon
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "other"))
     assert __main__.main(arguments(tmp_path / "whole")) == 0
     assert table(tmp_path / "killed") == table(tmp_path / "whole") and table(tmp_path / "whole").count('"cr"') == 12
-    capsys.readouterr()
+    assert "seed_std" in capsys.readouterr().out
     assert __main__.main(arguments(tmp_path / "whole")) == 0
     assert capsys.readouterr().out.count("done before") == 2
     assert __main__.main([*arguments(tmp_path / "whole"), "--folds", "2", "--seeds", "1"]) == 0
