@@ -230,12 +230,15 @@ def test_the_bar_counts_what_is_done_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(Bar, "update", lambda bar, n: setattr(bar, "n", bar.n + n))  # moved even where it is not shown
     encode_file(source, target, Fake())
     assert [(bar["total"], bar["initial"], bar.get("disable")) for bar in bars] == [(600, 0, None), (600, 200, None)]
+    assert bars[1]["bar"].n == 600
     encode_file(write(tmp_path / "few.txt"), target, Fake())
     assert bars[-1]["disable"], "a bar for eleven sentences"
 
 
 @pytest.mark.parametrize("name", ["o.npy", "o.parquet"])
 def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch, name):
+    import pyarrow.parquet  # noqa: F401 - what an import takes is not the run's
+
     monkeypatch.setattr(streaming, "CHUNK", 500)
     source, peaks = tmp_path / "in.txt", []
     for n in (2_000, 20_000):
@@ -247,23 +250,24 @@ def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch, name):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[0] > 500 * 256 * 4, "not even a chunk was seen: nothing was measured"
-    assert peaks[1] < 1.2 * peaks[0] < 2_000 * 256 * 4, f"{peaks} bytes for 2,000 and 20,000 sentences"
+    assert peaks[1] < min(1.2 * peaks[0], 20_000 * 256 * 4 / 4), f"{peaks} bytes for 2,000 and 20,000 sentences"
 
 
 @pytest.mark.parametrize("suffix", ["npy", "parquet"])
 def test_three_kills_leave_the_same_bytes(tmp_path, monkeypatch, suffix, capsys):
     monkeypatch.setattr(streaming, "CHUNK", 2_048)  # that of the processes that are killed
     model = str(save_tiny("llama", tmp_path / "tiny"))
-    source = write(tmp_path / "in.txt", 12_000)
+    source, row = write(tmp_path / "in.txt", 9_000), 32 * 4
 
     def verb(name):
         return ["encode", "--model", model, "--input", source, "--output", str(tmp_path / f"{name}.{suffix}")]
 
     assert main(verb("unbroken")) == 0
     unbroken = (tmp_path / f"unbroken.{suffix}").read_bytes()
-    size = 12_000 * 32 * 4
-    left = kill_at(verb("killed"), tmp_path / f"killed.{suffix}.part", random.Random(1).sample(range(HEADER + 1, size), 3), "bytes")
-    assert HEADER < left[0] <= left[1] <= left[2] < HEADER + size
+    third = 2_300  # the kills fall into the first 6,900 sentences: later ones could come too late
+    moments = [HEADER + row * random.Random(k).randrange(k * third, (k + 1) * third) + 1 for k in range(3)]
+    left = kill_at(verb("killed"), tmp_path / f"killed.{suffix}.part", moments, "bytes")
+    assert all(moment <= size < HEADER + 9_000 * row for moment, size in zip(moments, left, strict=True))
     capsys.readouterr()
     assert main(verb("killed")) == 0
     assert "sentences are done; going on" in capsys.readouterr().err
