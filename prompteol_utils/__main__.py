@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", metavar="FOLDER", help="where the executed copies go")
     run.add_argument("--publish", action="store_true", help="write the outputs of the default profile into notebooks/")
 
-    encode = verb("encode", _encode, "embed the sentences of a file")
+    encode = verb("encode", _encode, "embed the sentences of a file; a run that was cut off goes on where it was")
     encode.add_argument("--input", required=True, metavar="FILE", help=".txt (a sentence a line), .csv, .tsv, .jsonl or .parquet")
     encode.add_argument("--output", required=True, metavar="FILE", help=".npy or .parquet")
     encode.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
@@ -135,9 +135,9 @@ def _literal(text: str):
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from prompteol_utils import sentences
+    from prompteol_utils import sentences, streaming
 
-    sentences.check_target(options.output)
+    streaming.check_target(options.output)
     for _ in sentences.read_sentences(options.input, options.text_column):
         break  # a file that is not there is said before a model is loaded
     loaded, (prompt,) = load(options)
@@ -145,7 +145,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
     start = time.perf_counter()
-    n = sentences.encode_file(options.input, options.output, encoder.dimension, encoder.stream, options.text_column)
+    n = streaming.encode_file(options.input, options.output, encoder, options.text_column)
     print(f"{n:,} sentences x {encoder.dimension} in {time.perf_counter() - start:.1f} s: {options.output}")
     return 0
 

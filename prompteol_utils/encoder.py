@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 
@@ -177,7 +178,13 @@ class Encoder:
         return np.concatenate([np.empty((0, self.dimension), np.float32), *rows])
 
     def stream(
-        self, sentences: Iterable[str], *, batch_tokens: int | None = None, show_progress_bar: bool | None = None, chunk: int = CHUNK
+        self,
+        sentences: Iterable[str],
+        *,
+        batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
+        chunk: int = CHUNK,
+        bar: tqdm | None = None,
     ) -> Iterator[np.ndarray]:
         """Embed sentences chunk by chunk, for input or output that does not fit into memory.
 
@@ -186,6 +193,7 @@ class Encoder:
             batch_tokens: As for `encode`.
             show_progress_bar: As for `encode`.
             chunk: Sentences at a time; within a chunk duplicates are embedded once and batches are sorted by length.
+            bar: A bar to move by what is done, in place of one of its own.
 
         Yields:
             float32 (k, d), k ≤ chunk, in input order.
@@ -193,7 +201,8 @@ class Encoder:
         total = len(sentences) if hasattr(sentences, "__len__") else None
         show = show_progress_bar if show_progress_bar is not None else (total is None or total >= QUIET_BELOW)
         source, start = iter(sentences), 0
-        with tqdm(total=total, unit="sentence", disable=not show, desc="encode", leave=False) as bar:
+        shown = nullcontext(bar) if bar is not None else tqdm(total=total, unit="sentence", disable=not show, desc="encode", leave=False)
+        with shown as bar:
             while part := list(islice(source, chunk)):
                 _validate(part, start)
                 yield self._encode_chunk(part, start, batch_tokens, bar, (self.layer,))[0]

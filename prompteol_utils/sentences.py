@@ -1,18 +1,12 @@
-"""Sentences from a file and their vectors into a file, both streamed: what the `encode` command reads and writes."""
+"""Sentences from a file, one after the other, each with the line it stands on: what the `encode` command reads."""
 
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, tee
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from prompteol_utils import files
-
 INPUTS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
-OUTPUTS = (".npy", ".parquet")
 COLUMNS = ("sentence", "text")  # looked for in this order when no column is named
 
 
@@ -31,8 +25,13 @@ def read_sentences(path: str | os.PathLike, column: str | None = None) -> Iterat
         Strings, not blank.
 
     Raises:
-        SentenceFileError: File and line of a blank line, a missing column, broken UTF-8, broken JSON or a value that is no string.
+        SentenceFileError: File and line of a blank line, a missing column, broken text, broken JSON or a value that is no string.
     """
+    return (sentence for _, sentence in numbered_sentences(path, column))
+
+
+def numbered_sentences(path: str | os.PathLike, column: str | None = None) -> Iterator[tuple[int, str]]:
+    """As `read_sentences`, each with its line (its row in a Parquet file), counted from 1."""
     path = Path(path)
     readers = {".txt": _lines, ".csv": _rows, ".tsv": _rows, ".jsonl": _objects, ".parquet": _table}
     if path.suffix.lower() not in readers:
@@ -44,7 +43,9 @@ def read_sentences(path: str | os.PathLike, column: str | None = None) -> Iterat
             raise SentenceFileError(f"{path}:{line}: a string is needed, not {sentence!r}")
         if not sentence.strip():
             raise SentenceFileError(f"{path}:{line}: a blank sentence; take it out, or write what it stands for")
-        yield sentence
+        if not sentence.isascii() and any("\ud800" <= char <= "\udfff" for char in sentence):
+            raise SentenceFileError(f"{path}:{line}: a lone surrogate (broken Unicode); repair it, or take the sentence out")
+        yield line, sentence
 
 
 def _lines(path: Path, column: str | None = None) -> Iterator[tuple[int, str]]:
@@ -101,68 +102,3 @@ def _column(where: str | os.PathLike, column: str | None, names: list[str]) -> s
             return name
     told = f"no column is called {column!r}" if column else "name the column with the sentences (--text-column)"
     raise SentenceFileError(f"{where}: {told}; there are: {', '.join(map(str, names)) or 'none'}")
-
-
-def encode_file(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
-    dimension: int,
-    stream: Callable[[Iterable[str]], Iterator],
-    column: str | None = None,
-) -> int:
-    """Embed a file; the result appears under its name only when it is whole.
-
-    Args:
-        source: As for `read_sentences`.
-        target: .npy (float32, n x d) or .parquet (columns sentence, embedding).
-        dimension: Width d of the vectors.
-        stream: Sentences to float32 chunks (k, d) in order, as `Encoder.stream`.
-        column: As for `read_sentences`.
-
-    Returns:
-        How many sentences.
-
-    Raises:
-        SentenceFileError: The source cannot be read, or changed meanwhile.
-    """
-    target = Path(target)
-    check_target(target)
-    total, done = sum(1 for _ in read_sentences(source, column)), 0
-    sentences, kept = tee(read_sentences(source, column))
-    with files.atomic_file(target) as file:
-        write = _npy(file, total, dimension) if target.suffix == ".npy" else _parquet(file, dimension)
-        for chunk in stream(sentences):
-            write(chunk, list(islice(kept, len(chunk))))
-            done += len(chunk)
-        write(None, [])
-        if done != total:
-            raise SentenceFileError(f"{source} changed while it was read: {total} sentences at first, then {done}")
-    return total
-
-
-def check_target(target: str | os.PathLike) -> None:
-    """Refuse an output name before any time is spent."""
-    if Path(target).suffix not in OUTPUTS:
-        raise SentenceFileError(f"{target}: the output ends with one of {', '.join(OUTPUTS)}")
-
-
-def _npy(file, total: int, dimension: int) -> Callable:
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (total, dimension)})
-    return lambda chunk, _: chunk is not None and file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
-
-
-def _parquet(file, dimension: int) -> Callable:
-    import pyarrow
-    import pyarrow.parquet
-
-    vectors = pyarrow.list_(pyarrow.float32(), dimension)
-    writer = pyarrow.parquet.ParquetWriter(file, pyarrow.schema([("sentence", pyarrow.string()), ("embedding", vectors)]))
-
-    def write(chunk, sentences):
-        if chunk is None:
-            return writer.close()
-        flat = pyarrow.array(np.ascontiguousarray(chunk, np.float32).reshape(-1))
-        arrays = [pyarrow.array(sentences, pyarrow.string()), pyarrow.FixedSizeListArray.from_arrays(flat, dimension)]
-        return writer.write_table(pyarrow.Table.from_arrays(arrays, schema=writer.schema))
-
-    return write

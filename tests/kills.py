@@ -1,4 +1,4 @@
-"""Run a verb of the command line and kill it, again and again, when its file of finished work has so many lines."""
+"""Run a verb of the command line and kill it, again and again, when its file of finished work has so many lines (or bytes)."""
 
 import json
 import subprocess
@@ -11,8 +11,9 @@ import json, os, signal, sys, time
 import torch, transformers, scipy.stats, pandas
 from prompteol_utils import encoder
 from prompteol_utils.__main__ import main
-verb, file, moments = json.loads(sys.argv[1])
-lines = lambda: open(file, "rb").read().count(b"\\n") if os.path.exists(file) else 0
+verb, file, moments, unit = json.loads(sys.argv[1])
+count = {"lines": lambda: open(file, "rb").read().count(b"\\n"), "bytes": lambda: os.path.getsize(file)}[unit]
+lines = lambda: count() if os.path.exists(file) else 0
 for moment in moments:
     child = os.fork()
     if not child:
@@ -26,9 +27,9 @@ for moment in moments:
 """
 
 
-def kill_at(verb: list[str], file: Path, moments: list[int]) -> list[int]:
-    """Lines in `file` after each kill; fails where an attempt had ended by itself."""
-    job = [sys.executable, "-c", SCRIPT, json.dumps([verb, str(file), sorted(moments)])]
+def kill_at(verb: list[str], file: Path, moments: list[int], unit: str = "lines") -> list[int]:
+    """Lines (or bytes) in `file` after each kill; fails where an attempt had ended by itself."""
+    job = [sys.executable, "-c", SCRIPT, json.dumps([verb, str(file), sorted(moments), unit])]
     run = subprocess.run(job, capture_output=True, text=True, timeout=120)
     told = [json.loads(line) for line in run.stdout.splitlines()]
     assert run.returncode == 0 and len(told) == len(moments) and all(killed for killed, _ in told), run.stderr

