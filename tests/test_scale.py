@@ -24,7 +24,7 @@ def test_sentences_are_different_short_and_the_same_for_every_size(scale):
     many = scale.sentences(100_000)
     assert len(set(many)) == 100_000 and {len(text.split()) for text in many} == {7}
     assert scale.sentences(50) == many[:50]
-    with pytest.raises(ValueError, match="different sentences, got 9000000"):
+    with pytest.raises(ValueError, match="different sentences, got 9,000,000"):
         scale.sentences(9_000_000)
 
 
