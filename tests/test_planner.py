@@ -117,7 +117,7 @@ def test_each_measurement_of_memory_is_kept_once(tmp_path, monkeypatch, capsys):
 
 
 def test_estimates_are_near_the_recorded_measurements():
-    """All but int8 on a CPU, where bitsandbytes has buffers of its own that the planner does not know."""
+    """All but int8 on a CPU, which takes far more than the planner says; why is not known."""
     from prompteol_utils import data, memory, results
 
     rows = results.Store(data.DATA / "results" / "memory.jsonl").read()

@@ -31,14 +31,14 @@ def test_sentences_are_different_short_and_the_same_for_every_size(scale):
 def test_rows_are_measured_once(scale, tmp_path, monkeypatch, capsys):
     model, rows = str(save_tiny("llama", tmp_path / "tiny")), tmp_path / "rows.jsonl"
     command = ["--model", model, "--sizes", "20", "40", "--shots", "0", "2", "--sentences", "10", "--rows", str(rows)]
-    asked = []
+    first, asked = [*command[:3], "20", *command[5:]], []
 
     def here(options, number):  # a process of its own takes seconds to start
         asked.append(number)
-        assert scale.main([*command, "--one", str(number)]) == 0
+        assert scale.main([*first, "--one", str(number)]) == 0
 
     monkeypatch.setattr(scale, "child", here)
-    assert scale.main([*command[:3], "20", *command[5:]]) == 0 and asked == [0, 1, 2, 3, 4]
+    assert scale.main(first) == 0 and asked == [0, 1, 2, 3, 4]
     asked.clear()
     monkeypatch.setattr(scale, "child", lambda options, number: asked.append(number))
     assert scale.main(command) == 0 and asked == [1], "only the new size is missing"
