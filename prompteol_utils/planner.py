@@ -16,7 +16,8 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # the encoder's defaults
 LORA_RANK = 64  # the paper's
 BITS = {None: 0, "nf4": 4, "int8": 8}
 # On a CPU, chosen by measurements of the 135M model in three precisions and checked on Gemma 270M: what kernels set aside, whatever the
-# batch, and how often the numbers of a batch are there: once alive, and once more as freed blocks that the C library keeps for the next layer.
+# batch, and how often the numbers of a batch are there: once alive, and once more as freed blocks that the C library keeps for the
+# next layer.
 WORKSPACE, KEPT = 24 * 10**6, 2
 PACKED_BYTES = 1 << 30  # fp32 matrices up to this size are kept a second time, in the order that the kernel reads (linear.py)
 # NF4: a scale of 8 bits for every 64 weights, and one of 32 bits for every 256 of these (double quantisation).
