@@ -30,3 +30,16 @@ def test_a_number_changed_by_hand_is_seen():
 def test_no_block_is_left_out():
     made = tool()
     assert len(made.BLOCK.findall(README)) == README.count("<!-- results:") == README.count("<!-- end -->") > 0
+
+
+def test_the_bundled_adapter_is_the_one_that_was_scored():
+    from prompteol_utils import adapters, files
+    from prompteol_utils.results import Store
+
+    place = ROOT / "data" / "adapters" / "nli-nf4-r16"
+    name = f"{place.name}@{files.sha256(place / 'adapter_model.safetensors')[:8]}"
+    trained = [row for row in Store(ROOT / "data" / "results" / "finetune.jsonl").rows() if row["adapter"] == name]
+    scored = {row["task"] for row in Store(ROOT / "data" / "results" / "sts.jsonl").rows() if row["adapter"] == name}
+    record = adapters.read(place)
+    assert [row["dev_best"] for row in trained] == [record["dev"]] and trained[0]["config"]["rank"] == record["config"]["rank"]
+    assert "stsb" in scored and sum(file.stat().st_size for file in place.iterdir()) < 20e6
