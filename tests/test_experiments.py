@@ -135,7 +135,8 @@ def test_precisions_stand_beside_fp32_and_gaps_stay_gaps(tmp_path):
     assert table[["model", "precision"]].to_numpy().tolist() == [["b", "fp32"], ["b", "nf4"], ["a", "fp32"], ["a", "nf4"]]
     score = table["spearman"]
     assert table["difference"].tolist() == pytest.approx([0, score[1] - score[0], 0, score[3] - score[2]])
-    assert table["difference"].ne(0).sum() == 2 and (table[["sentences/s", "peak, MB"]] > 0).all(axis=None)
+    assert table["difference"].ne(0).sum() == 2 and table["sentences/s"].gt(0).all()
+    assert table["peak, MB"].notna().all()  # a tiny model's is lost in what the process gives back meanwhile, and may be negative
     without = rows[~(rows["model"].eq("b") & rows["quantization"].isna())]
     assert experiments.by_precision(without)["difference"].isna().tolist() == [True, False, False], "nothing to compare with"
     half = experiments.by_precision(pd.concat([rows, rows[rows["quantization"].isna()].assign(dtype="bfloat16", spearman=1.0)]))

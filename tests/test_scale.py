@@ -46,7 +46,7 @@ def test_rows_are_measured_once(scale, tmp_path, monkeypatch, capsys):
     assert [(row["n"], row.get("shots"), row.get("prefix_cache")) for row in written[1:]] == [
         (10, k, c) for k in (0, 2) for c in (True, False)
     ]
-    assert all(row["seconds"] > 0 and row["memory_above_loaded_mb"] >= 0 and row["commit"] and row["machine"] for row in written)
+    assert all(row["seconds"] > 0 and row["memory_above_loaded_mb"] > -50 and row["commit"] and row["machine"] for row in written)
     assert written[0]["ms_a_sentence"] == pytest.approx(1000 * written[0]["seconds"] / 20)
     told = capsys.readouterr().out
     assert re.search(r"scale\n +model .*off_linear\n.* 0\n", told) and "shots_cost" in told
