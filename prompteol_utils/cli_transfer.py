@@ -61,7 +61,8 @@ def _transfer(options: argparse.Namespace) -> int:
 
 def _key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> dict:
     """What makes a row the same measurement."""
-    split = "test" if "test" in task.sizes else "all"
-    same = cli.row_key(encoder, task.name, task, argparse.Namespace(layer=options.layer, reference=False, split=split, seed=seed))
-    drawn = {"limit": options.limit, "sample_seed": options.seed if options.limit else None}
-    return {"kind": "transfer", **same, "solver": solver, "folds": options.folds, **drawn}
+    from prompteol_utils import transfer
+
+    settings = argparse.Namespace(layer=options.layer, reference=False, split=transfer.reported_split(task), seed=seed)
+    cell = cli.row_key(encoder, task.name, task, settings)
+    return transfer.row_key(cell, solver, folds=options.folds, limit=options.limit, sample_seed=options.seed)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -112,12 +113,15 @@ def trial(forward: Forward) -> tuple[bool, bool]:
         last = (forward.layers - 1,)
         allowed = 1e-3 if body.dtype == torch.float32 else 0.1
 
+        @cache
+        def alone() -> torch.Tensor:
+            return torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows]).float()
+
         def same(ends: bool) -> bool:
             read = torch.tensor([len(row) for row in rows]).cumsum(0) - 1 if ends else slice(None)
             try:
                 found = packed.run(body, rows, packed.run_prefix(body, start, last), last, ends=ends)[0][read].float()
-                alone = torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows])[read].float()
-                return float((found - alone).norm() / alone.norm()) < allowed
+                return float((found - alone()[read]).norm() / alone()[read].norm()) < allowed
             except (packed.CannotPackError, StopIteration, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
                 log.debug("%s is run %s: %s", type(body).__name__, "through its whole last layer" if ends else "with padding", problem)
                 return False

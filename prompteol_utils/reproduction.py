@@ -217,9 +217,9 @@ def _accuracies(one: Reproduction, labelled: list, store: results.Store, precisi
     """A row for each task, from the store where it has it; the model is loaded only if one is missing."""
     keys = []
     for task in labelled:
-        split = "test" if "test" in task.sizes else "all"
+        split = transfer.reported_split(task)
         cell = experiments.cell_key(one.model, precision, one.prompt, task, split, transfer.SEED, device)
-        keys.append({"kind": "transfer", **cell, "solver": "senteval", "folds": 10, "limit": None, "sample_seed": None})
+        keys.append(transfer.row_key(cell, "senteval"))
     todo = [(task, key) for task, key in zip(labelled, keys, strict=True) if not store.done(key)]
     if todo:
         loaded = load_model(one.model, device=device, weights=weights, **experiments.PRECISIONS[precision])

@@ -197,7 +197,7 @@ def few_labels(
     Built in notebook 05.
     """
     split = np.asarray(task.split)
-    if "test" in task.sizes:
+    if reported_split(task) == "test":
         pool, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
     else:
         test = stratified(task.label, len(task) // 5, SEED)
@@ -257,6 +257,25 @@ def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.Dat
         raise ValueError(f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows")
     columns = {"accuracy": ("accuracy", "mean"), "fold_std": ("fold_std", "mean"), "seed_std": ("accuracy", "std")}
     return groups.agg(**columns, seeds=("seed", "nunique"), n_test=("n_test", "first"))
+
+
+def reported_split(task: Labelled) -> str:
+    """The split that an accuracy is of: "test" where there is one, else "all", the sentences that cross-validation goes through."""
+    return "test" if "test" in task.sizes else "all"
+
+
+def row_key(cell: dict, solver: str, *, folds: int = 10, limit: int | None = None, sample_seed: int | None = None) -> dict:
+    """What makes a row of the store this accuracy.
+
+    Args:
+        cell: Encoder, task, split and seed of the classifier, as the verbs write them.
+        solver: A key of `probes.SOLVERS`.
+        folds: Of the outer and the inner cross-validation.
+        limit: Where a sample was drawn: its size a split.
+        sample_seed: Its seed; of no meaning, and left out, without a limit.
+    """
+    drawn = {"limit": limit, "sample_seed": sample_seed if limit else None}
+    return {"kind": "transfer", **cell, "solver": solver, "folds": folds, **drawn}
 
 
 def measure(

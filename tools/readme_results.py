@@ -5,6 +5,7 @@ A test compares the two, so a table can neither be typed by hand nor go stale.
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -18,15 +19,17 @@ REPRESENTATIONS = {
     "last": "last token, no prompt", "mean": "mean of tokens, no prompt", "means": '`This sentence : "X" means` (no one-word limit)',
     "prompteol": "**PromptEOL**",
 }  # fmt: skip
+NAMES = {"prompteol": "PromptEOL", "mean": "mean of tokens", "last": "last token"}
 ORDER = ["fp32", "bf16", "NF4", "int8"]
 BLOCK = re.compile(r"(<!-- results: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def store(name: str) -> pd.DataFrame:
-    """Rows of one file of data/results; empty where there is none."""
+    """Rows of one file of data/results, what a row says nothing of as None; empty where there is no file."""
     from prompteol_utils.results import Store
 
-    return Store(RESULTS / f"{name}.jsonl").read()
+    rows = Store(RESULTS / f"{name}.jsonl").read()
+    return rows.astype(object).where(rows.notna(), None)
 
 
 def markdown(columns: list[str], rows: list[list[str]], left: int = 1) -> str:
@@ -35,11 +38,18 @@ def markdown(columns: list[str], rows: list[list[str]], left: int = 1) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in ([columns, rule, *rows]))
 
 
+def plain(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of the model as it came: no demonstration, no adapter, not quantised."""
+    return rows["demonstrations"].map(len).eq(0) & rows["quantization"].isna() & rows["adapter"].isna()
+
+
 def system(row: pd.Series) -> str:
-    """What stands before a score: demonstrations by their words, and training."""
+    """What stands before a score: the prompt, demonstrations by their words, and training."""
     words = [one.rpartition("=>")[2] for one in row["demonstrations"]]
     shown = f"{len(words)} demonstration{'s' if len(words) > 1 else ''} ({', '.join(words)})" if words else ""
-    return " + ".join(filter(None, ["PromptEOL", shown, f"trained ({row['adapter']})" if row["adapter"] else ""]))
+    return " + ".join(
+        filter(None, [NAMES.get(row["prompt"], row["prompt"]), shown, f"trained ({row['adapter']})" if row["adapter"] else ""])
+    )
 
 
 def precision(row: pd.Series) -> str:
@@ -47,16 +57,16 @@ def precision(row: pd.Series) -> str:
     return {"nf4": "NF4", "int8": "int8"}.get(row["quantization"]) or {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
 
 
-def cells(found: pd.Series, names: dict[str, str], digits: int = 1) -> list[str]:
+def cells(found: pd.Series, names: Iterable[str]) -> list[str]:
     """A score a task; a dash where no row is."""
-    return [f"{found[task]:.{digits}f}" if task in found else "–" for task in names]
+    return [f"{found[task]:.1f}" if pd.notna(found.get(task)) else "–" for task in names]
 
 
 def prompts() -> str:
     """Representations on STS-B dev, by the encoder and by the plain loop."""
     rows = pd.concat([store("sts"), store("reference")])
     rows = rows[rows["model"].eq("smollm2-135m-instruct") & rows["split"].eq("dev") & rows["dtype"].eq("float32") & rows["n"].eq(1500)]
-    rows = rows[rows["demonstrations"].map(len).eq(0) & rows["quantization"].isna()]
+    rows = rows[plain(rows)].astype({"spearman": float})
     scores = rows.pivot_table(index="prompt", columns="engine", values="spearman", aggfunc="last")
     lines = [[text, *(f"{scores.loc[name, engine]:.2f}" for engine in ("encoder", "reference"))] for name, text in REPRESENTATIONS.items()]
     return markdown(["representation", "STS-B dev", "the plain loop, one sentence at a time"], lines)
@@ -66,12 +76,11 @@ def sts() -> str:
     """Every system with rows on whole test sets."""
     rows = store("sts")
     rows = rows[rows["prompt"].eq("prompteol") & rows["split"].eq("test") & rows["origin"].eq("senteval") & rows["engine"].eq("encoder")]
-    rows = rows.astype({"quantization": object, "adapter": object}).where(lambda frame: frame.notna(), None)
-    rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1))
+    rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"spearman": float})
     place = [rows["model"], rows["precision"].map(ORDER.index), rows["adapter"].notna(), rows["demonstrations"].map(len)]
     rows = rows.assign(place=list(zip(*place, strict=True))).sort_values("place", kind="stable")
     table = rows.pivot_table(index=["model", "precision", "system"], columns="task", values="spearman", aggfunc="last", sort=False)
-    lines = [[*index, *cells(scores.dropna(), STS)] for index, scores in table.iterrows()]
+    lines = [[*index, *cells(scores, STS)] for index, scores in table.iterrows()]
     return markdown(["model", "weights", "representation", *STS.values()], lines, left=3)
 
 
@@ -96,17 +105,11 @@ def transfer() -> str:
     rows = store("transfer")
     if rows.empty:
         return "No rows on whole sets yet.\n"
-    rows = rows.astype({"quantization": object, "adapter": object}).where(lambda frame: frame.notna(), None)
-    plain = {"prompteol": "PromptEOL", "mean": "mean of tokens", "means": "means", "last": "last token"}
-    names = [system(row).replace("PromptEOL", plain.get(row["prompt"], row["prompt"]), 1) for _, row in rows.iterrows()]
-    rows = rows.assign(system=names, precision=rows.apply(precision, axis=1))
-    keys = ["model", "precision", "system", "solver"]
-    table = rows.pivot_table(index=keys, columns="task", values="accuracy", aggfunc="mean", sort=False)
-    lines = []
-    for index, found in table.iterrows():
-        scores = found.dropna()
-        mean = f"{scores[list(TRANSFER)].mean():.1f}" if set(TRANSFER) <= set(scores.index) else "–"
-        lines.append([*index, *cells(scores, TRANSFER), mean])
+    from prompteol_utils.transfer import summarise
+
+    rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"accuracy": float})
+    table = summarise(rows, by=["model", "precision", "system", "solver"])
+    lines = [[*index, *cells(scores, [*TRANSFER, "avg"])] for index, scores in table.iterrows()]
     return markdown(["model", "weights", "representation", "solver", *TRANSFER.values(), "mean of 7"], lines, left=4)
 
 
@@ -114,7 +117,7 @@ def dtypes() -> str:
     """PromptEOL on STS-B dev in fp32 and in bf16."""
     rows = store("sts")
     rows = rows[rows["prompt"].eq("prompteol") & rows["split"].eq("dev") & rows["n"].eq(1500) & rows["engine"].eq("encoder")]
-    rows = rows[rows["demonstrations"].map(len).eq(0) & rows["quantization"].isna() & rows["adapter"].isna()]
+    rows = rows[plain(rows)].astype({"spearman": float})
     table = rows.pivot_table(index="model", columns="dtype", values="spearman", aggfunc="last", sort=False)
     lines = [[model, *(f"{scores[name]:.2f}" for name in ("float32", "bfloat16"))] for model, scores in table.iterrows()]
     return markdown(["model", "fp32", "bf16"], lines)
@@ -122,7 +125,7 @@ def dtypes() -> str:
 
 def speed() -> str:
     """Sentences a second by engine and demonstrations; in brackets the share of the machine's fp32 peak."""
-    rows = store("bench")
+    rows = store("bench").astype({"sentences_per_second": float, "share": float})
     engines = list(dict.fromkeys(rows["engine"]))
     medians = rows.groupby(["model", "shots", "engine"], sort=False)[["sentences_per_second", "share"]].median()
     lines = []
