@@ -29,6 +29,29 @@ def batches(lengths: Sequence[int], budget: int, padded: bool = True) -> Iterato
         yield batch
 
 
+def even_budget(lengths: Sequence[int], budget: int, streams: int) -> int:
+    """The smallest budget, up to `budget`, that makes no more batches, but for a last round of as many as run at once: all end together.
+
+    Args:
+        lengths: Tokens of each row; they are not padded.
+        budget: Tokens of a batch, at most.
+        streams: Batches that run at once; fewer than two rounds of them are left as they are.
+    """
+
+    def count(tokens: int) -> int:
+        return sum(1 for _ in batches(lengths, tokens, padded=False))
+
+    full = count(budget)
+    if full < 2 * streams:
+        return budget
+    wanted = -(-full // streams) * streams
+    low, high = 0, budget  # too little, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if count(middle) <= wanted else (middle, high)
+    return high
+
+
 def pad(ids: Sequence[Sequence[int]], pad_id: int, past: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill rows up to the longest one, on the right, where a causal model cannot see it.
 

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from prompteol_utils import hardware
-from prompteol_utils.batching import batches, read_at
+from prompteol_utils.batching import batches, even_budget, read_at
 from prompteol_utils.forward import Forward
 from prompteol_utils.models import Loaded, load_model, token_ids
 from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
@@ -82,6 +82,8 @@ class Encoder:
             raise ValueError(f"pooling 'cls' reads the first token, which in a causal model such as {loaded.name} has seen nothing else")
         self.layer = self._layer_index(layer)
         self._plain_cache = prefix_cache and self._forward.packs
+        # bitsandbytes' 8-bit layers keep what they work on in themselves, so that two batches at once would mix.
+        self._in_threads = loaded.device == "cpu" and self._forward.packs and loaded.quantization != "int8"
         self._prefix: tuple = (None, None)
         self._warned = False
 
@@ -265,11 +267,19 @@ class Encoder:
         repeats = np.bincount(order)
         prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
         tails = [row[shared:] for row in ids]
-        for batch in batches([len(row) for row in tails], budget, padded=not self._forward.packs):
-            for rows, vectors in hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch):
+
+        def run(batch: list[int]) -> list:
+            return hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch)
+
+        lengths = [len(row) for row in tails]
+        if self._in_threads:
+            budget = even_budget(lengths, budget, hardware.streams())
+        todo = list(batches(lengths, budget, padded=not self._forward.packs))
+        for parts in hardware.side_by_side(run, todo) if self._in_threads else map(run, todo):
+            for rows, vectors in parts:
                 for position, row in enumerate(rows):
                     results[row] = [vector[position] for vector in vectors]
-            bar.update(int(repeats[batch].sum()))
+                bar.update(int(repeats[rows].sum()))
         return [np.stack([result[k] for result in results])[order] for k in range(len(layers))]
 
     def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The machine: device and dtype choice, memory in use and at peak, a synchronised timer, halving a batch on out-of-memory, seeds."""
+"""The machine: device and dtype, memory in use and at peak, a synchronised timer, halving on out-of-memory, batches side by side, seeds."""
 
 import contextlib
 import ctypes
@@ -8,12 +8,14 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 _STATUS = "/proc/self/status"
+STREAMS = 8  # at most so many batches at once: each holds Python's lock for some hundredths of its time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -207,6 +209,37 @@ def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tup
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     return halve_on_oom(run, batch[:middle]) + halve_on_oom(run, batch[middle:])
+
+
+def streams() -> int:
+    """How many batches `side_by_side` runs at once on this CPU: one a thread of torch's, up to `STREAMS`."""
+    return min(torch.get_num_threads(), STREAMS)
+
+
+def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence]) -> Iterator[object]:
+    """Run batches on a CPU's threads, several at a time with a share of the threads each, and not one after another on all of them.
+
+    A batch is thousands of short operations, and at the end of each its threads wait for the slowest: apart they wait once a batch.
+
+    Args:
+        run: Takes a batch; called from several threads at once.
+        batches: Of about the same work. Too few to share out evenly run one after another on all threads.
+
+    Yields:
+        What `run` returned, in the batches' order.
+
+    Source: measured, see benchmarks/README.md.
+    """
+    threads = torch.get_num_threads()
+    if streams() < 2 or len(batches) < 2 * streams():
+        yield from map(run, batches)
+        return
+    pool = ThreadPoolExecutor(streams(), initializer=torch.set_num_threads, initargs=(threads // streams(),))
+    try:
+        yield from pool.map(run, batches)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # torch gives every new thread the number that was set last, anywhere
 
 
 def set_seed(seed: int) -> None:

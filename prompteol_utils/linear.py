@@ -4,6 +4,7 @@ torch sends fp32 matrix products on x86 to MKL, which keeps its fastest kernels 
 well, chooses by what the processor can do, and can keep a weight in the order its kernel reads. Nothing is rounded to fewer bits.
 """
 
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 PACKED_BYTES = 1 << 30  # models whose linear weights are larger are not packed: their copy would cost too much memory
 ROWS = 512  # for how many rows at a time a packed weight is laid out; any number can be multiplied
 
+_lock = threading.Lock()
 _packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (its version, its storage, the packed copy)
 
 
@@ -57,5 +59,8 @@ def _pack(weight: torch.nn.Parameter) -> torch.Tensor:
     state = (0 if weight.is_inference() else weight._version, weight.data_ptr())
     found = _packed.get(weight)
     if found is None or found[0] != state:
-        found = _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
+        with _lock:  # two threads that come together would pack it twice
+            found = _packed.get(weight)
+            if found is None or found[0] != state:
+                found = _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
     return found[1]

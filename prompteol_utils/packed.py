@@ -8,8 +8,9 @@ Where only the last token of each sentence is read, the last layer needs the oth
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -20,7 +21,8 @@ _HARMLESS = {"sliding_window", "position_ids", "position_embeddings", "is_causal
 _HARMLESS |= {"output_attentions", "output_hidden_states", "return_dict", "head_mask", "layer_head_mask"}
 
 _here = threading.local()  # .batch: the batch that runs in this thread
-_lock = threading.RLock()  # the attention's name stands in the model's configuration, which threads share
+_lock = threading.Lock()  # of the next, and of what it changes: configurations and layers are shared by threads, each with its own batch
+_users: dict[int, tuple[int, Callable]] = {}  # id of what is changed -> how many batches need it so, and how to change it back
 
 
 class CannotPackError(RuntimeError):
@@ -47,72 +49,107 @@ class Prefix:
 class _Batch:
     """Rows in one line: (length, count) of each run of equally long rows, the prefix, and, while a prefix itself runs, its record.
 
-    In the last layer, where only the rows' last tokens are wanted: `ends` is set, and `held` are the keys and values of all tokens.
-    `biases`: what `_bias` worked out, with the mask that it was worked out from.
+    Where only the rows' last tokens are wanted of the last layer, `ends_at` says where they stand among the `count` tokens; in that layer
+    `ends` is set, and `held` are the keys and values of all tokens. `biases`: what `_bias` worked out, with the mask it came from.
     """
 
-    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None):
+    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None, ends: bool):
         self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
+        self.count, self.ends_at = sum(lengths), _ends(lengths) if ends else None
         self.ends, self.held, self.biases = False, None, {}
+
+
+def _ends(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(lengths).cumsum(0) - 1
 
 
 @contextmanager
 def _running(body: torch.nn.Module, batch: _Batch) -> Iterator[None]:
-    """Put the packed attention in place of the model's own, and take it out again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
+    """Put the packed attention in place of the model's own for this batch, and take it out again."""
     configs = {id(config): config for module in body.modules() if (config := getattr(module, "config", None)) is not None}.values()
-    with _lock:
-        AttentionInterface.register(NAME, _attention)
-        AttentionMaskInterface.register(NAME, _mask)
-        before = [config._attn_implementation for config in configs]
+    changes = [(config, partial(_lend, config)) for config in configs]
+    if batch.ends_at is not None:
+        layer = _last_layer(body)
+        changes.append((layer, partial(_hook, layer)))
+    with _shared(changes):
         try:
             _here.batch = batch
-            for config in configs:
-                config._attn_implementation = NAME
             yield
         finally:
-            for config, name in zip(configs, before, strict=True):
-                config._attn_implementation = name
             _here.batch = None
 
 
 @contextmanager
-def _ends_only(body: torch.nn.Module, batch: _Batch, lengths: torch.Tensor) -> Iterator[None]:
-    """Let the last layer run for the rows' last tokens; at all others it gives zeros.
+def _shared(changes: Sequence[tuple[object, Callable]]) -> Iterator[None]:
+    """Changes to what threads have in common: the first to come makes each of them, and the last to leave takes it back."""
+    with _lock:
+        for thing, change in changes:
+            count, undo = _users.get(id(thing)) or (0, change())
+            _users[id(thing)] = count + 1, undo
+    try:
+        yield
+    finally:
+        with _lock:
+            for thing, _ in changes:
+                count, undo = _users.pop(id(thing))
+                if count > 1:
+                    _users[id(thing)] = count - 1, undo
+                else:
+                    undo()
+
+
+def _lend(config) -> Callable:
+    """Name the packed attention in a model's configuration."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    before, config._attn_implementation = config._attn_implementation, NAME
+    return lambda: setattr(config, "_attn_implementation", before)
+
+
+def _last_layer(body: torch.nn.Module) -> torch.nn.Module:
+    depth = body.config.get_text_config().num_hidden_layers
+    stacks = [module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth]
+    if not stacks:
+        raise CannotPackError(f"{type(body).__name__} has no list of its {depth} layers")
+    return stacks[0][-1]
+
+
+def _hook(layer: torch.nn.Module) -> Callable:
+    """Let the last layer run for the rows' last tokens where a batch asks for that; at all others it then gives zeros.
 
     The layer is entered twice: with all tokens, as far as its attention, for their keys and values; then with what it takes of the last
     tokens (states, positions, rotations, …: whatever has the line of tokens as its second axis).
     """
-    count, at = int(lengths.sum()), lengths.cumsum(0) - 1
 
-    def cut(value):
+    def cut(value, batch: _Batch):
         if isinstance(value, tuple):
-            return tuple(map(cut, value))
-        along = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == count
-        return value[:, at.to(value.device)] if along else value
+            return tuple(cut(one, batch) for one in value)
+        along = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == batch.count
+        return value[:, batch.ends_at.to(value.device)] if along else value
 
     def enter(layer, args, options):
+        batch = _here.batch
+        if batch is None or batch.ends_at is None:
+            return None
         batch.ends = True
         with suppress(_KeysReady):
             layer.forward(*args, **options)
-        return cut(args), {name: cut(value) for name, value in options.items()}
+        return cut(args, batch), {name: cut(value, batch) for name, value in options.items()}
 
     def leave(layer, args, out):
+        batch = _here.batch
+        if batch is None or batch.ends_at is None:
+            return None
         state, *rest = out if isinstance(out, tuple) else (out,)
-        full = state.new_zeros(1, count, *state.shape[2:])
-        full[:, at.to(state.device)] = state
+        full = state.new_zeros(1, batch.count, *state.shape[2:])
+        full[:, batch.ends_at.to(state.device)] = state
         return (full, *rest) if isinstance(out, tuple) else full
 
-    depth = body.config.get_text_config().num_hidden_layers
-    layer = next(module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth)[-1]
     hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True), layer.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return lambda: [hook.remove() for hook in hooks]
 
 
 def run(
@@ -140,11 +177,11 @@ def run(
         CannotPackError: The model's attention does something that packing does not.
     """
     lengths = [len(row) for row in rows]
-    batch = _Batch(lengths, prefix, record)
+    batch = _Batch(lengths, prefix, record, ends)
     tokens = torch.tensor([[token for row in rows for token in row]], device=body.device)
     positions = torch.cat([torch.arange(batch.past, batch.past + length) for length in lengths])[None].to(body.device)
     last = body.config.get_text_config().num_hidden_layers
-    with _running(body, batch), _ends_only(body, batch, torch.tensor(lengths, device=body.device)) if ends else nullcontext():
+    with _running(body, batch):
         out = body(
             input_ids=tokens,
             position_ids=positions,

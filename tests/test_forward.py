@@ -32,8 +32,8 @@ def test_a_model_that_packing_gets_wrong_is_padded(monkeypatch, architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
 def test_a_model_whose_last_layer_cannot_be_cut_runs_it_whole(monkeypatch, architecture):
-    ends_only = packed._ends_only
-    monkeypatch.setattr(packed, "_ends_only", lambda body, batch, lengths: ends_only(body, batch, lengths.flip(0)))
+    ends = packed._ends
+    monkeypatch.setattr(packed, "_ends", lambda lengths: ends(lengths[::-1]))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
     assert encoder._forward.packs and not encoder._forward.ends
