@@ -1,4 +1,4 @@
-"""README's tables of results, made from the recorded rows: `python tools/readme_results.py` writes them between their markers.
+"""The READMEs' tables of results, made from the recorded rows: `python tools/readme_results.py` writes them between their markers.
 
 A test compares the two, so a table can neither be typed by hand nor go stale.
 """
@@ -12,7 +12,8 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+READMES, RESULTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md"), ROOT / "data" / "results"
 STS = {"stsb": "STS-B", "sts12": "STS12", "sts13": "STS13", "sts15": "STS15"}
 TRANSFER = {"mr": "MR", "cr": "CR", "subj": "SUBJ", "mpqa": "MPQA", "sst2": "SST-2", "trec": "TREC", "mrpc": "MRPC"}
 REPRESENTATIONS = {
@@ -136,11 +137,77 @@ def speed() -> str:
     return markdown(["model", "demonstrations", *engines], lines)
 
 
+def bench() -> str:
+    """Every engine, by what benchmarks/encode.py prints."""
+    import encode
+
+    lines = []
+    for row in encode.table(encode.ROWS).itertuples():
+        speed = [f"{row.sentences_per_second:.1f}", f"{row.ours_is_faster:.1f}", f"{row.useful_tokens_per_second:,.0f}", f"{row.share:.0%}"]
+        exact = [f"{row.peak_memory_mb:,.0f}", f"{row.smallest_cosine:.5f}", f"{row.stsb_dev:.2f}"]
+        lines.append([row.model, str(row.shots), row.engine, *speed, *exact])
+    columns = ["model", "demonstrations", "engine", "sentences/s", "ours is times as fast", "useful tokens/s", "share of peak"]
+    return markdown([*columns, "peak memory (MB)", "smallest cosine", "STS-B dev"], lines, left=3)
+
+
+def profile() -> str:
+    """Commits side by side: seconds, and where they go."""
+    import profile_encode
+
+    rows = profile_encode.table(profile_encode.ROWS)
+    lines = []
+    for row in rows.to_dict("records"):
+        shares = [f"{row[kind]:.0f}%" for kind in (*profile_encode.KINDS, "outside operators")]
+        lines.append([str(row["shots"]), f"`{row['revision'][:7]}`", f"{row['cpu_seconds']:.2f}", f"{row['gflops']:.0f}", *shares])
+    kinds = [*profile_encode.KINDS, "outside operators"]
+    return markdown(["demonstrations", "commit", "CPU seconds", "GFLOP/s", *kinds], lines, left=2)
+
+
+def train() -> str:
+    """A training step against the plain loop."""
+    rows = store("train_bench").astype({"seconds_a_step": float, "peak_memory_gb": float})
+    table = rows.pivot_table(index="batch", columns="engine", values=["seconds_a_step", "peak_memory_gb"], aggfunc="median")
+    lines = []
+    for batch, row in table.iterrows():
+        ours, plain_loop = (row["seconds_a_step"].get(engine) for engine in ("chunks", "plain"))
+        memory = [f"{row['peak_memory_gb'].get(e):.1f}" if pd.notna(row["peak_memory_gb"].get(e)) else "–" for e in ("chunks", "plain")]
+        both = pd.notna(plain_loop)
+        times = [f"{ours:.1f}", f"{plain_loop:.1f}" if both else "–", f"{plain_loop / ours:.1f}" if both else "–"]
+        lines.append([str(batch), *times, *memory])
+    return markdown(["batch", "s a step", "plain loop", "times as fast", "peak memory (GB)", "plain loop (GB)"], lines)
+
+
+def scale() -> str:
+    """Time and memory against the number of sentences."""
+    import scale as bench_scale
+
+    rows = bench_scale.tables(bench_scale.ROWS)["scale"]
+    lines = [
+        [row.model, f"{row.n:,}", f"{row.seconds:.1f}", f"{row.ms_a_sentence:.2f}", f"{row.off_linear:+.1%}", f"{row.memory_above_loaded_mb:.0f}"]
+        for row in rows.itertuples()
+    ]
+    return markdown(["model", "sentences", "seconds", "ms a sentence", "off linear", "memory above the loaded model (MB)"], lines)
+
+
+def shots() -> str:
+    """What demonstrations cost, with the shared prefix run once and run for each sentence."""
+    import scale as bench_scale
+
+    rows = bench_scale.tables(bench_scale.ROWS)["shots_cost"]
+    table = rows.pivot_table(index="prefix_cache", columns="shots", values="ms_a_sentence")
+    lines = [
+        [text, *(f"{ms:.1f}" for ms in table.loc[cache])] for text, cache in (("prefix run once", True), ("prefix run for each sentence", False))
+    ]
+    return markdown(["ms a sentence with … demonstrations", *map(str, table.columns)], lines)
+
+
 def render(text: str) -> str:
-    """README with every block made anew."""
-    makers = {"prompts": prompts, "sts": sts, "search": search, "transfer": transfer, "dtypes": dtypes, "speed": speed}
+    """A README with every block made anew; a block is named after the function that makes it."""
+    makers = (prompts, sts, search, transfer, dtypes, speed, bench, profile, train, scale, shots)
+    makers = {maker.__name__: maker for maker in makers}
     return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}{match[3]}", text)
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
