@@ -13,6 +13,7 @@ from tqdm import tqdm
 from prompteol_utils import hardware
 from prompteol_utils.batching import batches, even_budget, read_at
 from prompteol_utils.forward import Forward
+from prompteol_utils.linear import fast_linear
 from prompteol_utils.models import Loaded, load_model, token_ids
 from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
 from prompteol_utils.registry import MODELS
@@ -332,7 +333,8 @@ class Encoder:
 
     def vectors(self, ids: list[list[int]]) -> torch.Tensor:
         """One batch of token rows (from `tokenize`) as a float32 tensor (rows, d) on the model's device, ready for gradients."""
-        return self._pool(self._forward.padded(ids, (self.layer,))[0], ids)
+        with fast_linear(self._forward.body):
+            return self._pool(self._forward.padded(ids, (self.layer,))[0], ids)
 
     @torch.inference_mode()
     def _run(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[np.ndarray]:

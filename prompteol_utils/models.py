@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from prompteol_utils import adapters, files, hardware, planner
+from prompteol_utils.linear import fast_4bit
 from prompteol_utils.registry import MODELS, ModelSpec, Wheel, get_spec
 
 
@@ -245,6 +246,7 @@ def load_model(
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+        fast_4bit(model)
         if spec.head:
             width = _put_head_on(model, spec.head, source, commit)
         if adapter is not None:

@@ -1,5 +1,7 @@
 """Linear layers through oneDNN: the same products, from the weights as they are now."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -50,3 +52,84 @@ def test_a_changed_weight_is_packed_again(layers):
 def test_other_dtypes_are_left_alone(layers):
     with linear.fast_linear(layers.to(torch.bfloat16)) as mode:
         assert mode is None
+
+
+def gradients(layers, rows, context):
+    """What a step would see: the output, and the gradients of rows and weights."""
+    rows = rows.clone().requires_grad_()
+    layers.zero_grad()
+    with context:
+        out = layers(rows)
+    (out * torch.linspace(-1, 2, out.numel()).view(out.shape)).sum().backward()
+    return [out.detach(), rows.grad, *(one.grad.clone() for one in layers.parameters() if one.grad is not None)]
+
+
+@pytest.mark.parametrize("trained", ["all", "last", "none"])
+@pytest.mark.parametrize("shape", [(1, 7, 48), (33, 48), (2, 5, 48)])
+def test_same_gradients(layers, trained, shape):
+    layers.requires_grad_(trained == "all")
+    layers[1].requires_grad_(trained != "none")
+    rows = torch.randn(shape)
+    expected = gradients(layers, rows, nullcontext())
+    found = gradients(layers, rows, linear.fast_linear(layers))
+    assert len(found) == len(expected) == {"all": 5, "last": 3, "none": 2}[trained]
+    for one, other in zip(found, expected, strict=True):
+        assert other.norm() > 0.1 and (one - other).norm() / other.norm() < 1e-5
+
+
+def test_gradients_go_another_way_too(layers):
+    with torch.autograd.profiler.profile() as profile:
+        gradients(layers, torch.randn(4, 48), linear.fast_linear(layers))
+    names = [event.name for event in profile.function_events]
+    assert names.count("mkldnn::_linear_pointwise") == 4 and "aten::addmm" not in names
+
+
+def test_weights_in_training_are_not_packed(layers):
+    layers[1].requires_grad_(False)
+    with torch.no_grad(), linear.fast_linear(layers):
+        layers(torch.randn(5, 48))
+    assert layers[0].weight not in linear._packed and layers[1].weight in linear._packed
+
+
+@pytest.fixture
+def four_bits():
+    """The same two layers in 4 bits, twice: as bitsandbytes runs them, and by this module."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        sizes = ((64, 128, True), (128, 64, False))
+        made.append(
+            torch.nn.Sequential(*(bitsandbytes.nn.Linear4bit(i, o, b, torch.float32, quant_type="nf4") for i, o, b in sizes)).to("cpu")
+        )
+        for layer in made[-1]:
+            layer.support_avx512bf16_for_cpu = False
+    linear.fast_4bit(made[1])
+    return made
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 64), (33, 64)])
+def test_4bit_layers_are_those_of_bitsandbytes(four_bits, shape):
+    rows = torch.randn(shape)
+    with torch.inference_mode():
+        expected, found = (layers(rows) for layers in four_bits)
+    assert (found - expected).norm() / expected.norm() < 1e-5 and (expected[..., 0, :] - expected[..., 1, :]).norm() > 0.1
+    expected, found = (gradients(layers, rows, nullcontext()) for layers in four_bits)
+    assert len(found) == len(expected) == 3, "the output, the gradients of the rows and of the bias"
+    assert all((one - other).norm() / other.norm() < 1e-5 for one, other in zip(found, expected, strict=True))
+
+
+def test_4bit_layers_go_another_way(four_bits):
+    with torch.autograd.profiler.profile() as profile:
+        gradients(four_bits[1], torch.randn(4, 64), nullcontext())
+    names = [event.name for event in profile.function_events]
+    assert names.count("mkldnn::_linear_pointwise") == 4 and "bitsandbytes::gemm_4bit" not in names
+
+
+def test_4bit_layers_in_16_bits_are_left_to_bitsandbytes(four_bits):
+    rows = torch.randn(3, 64, dtype=torch.bfloat16)
+    for layers in four_bits:
+        for layer in layers:
+            layer.compute_dtype = torch.bfloat16
+    expected, found = (layers(rows) for layers in four_bits)
+    assert torch.equal(found, expected) and found.dtype == torch.bfloat16

@@ -183,7 +183,14 @@ def scale() -> str:
 
     rows = bench_scale.tables(bench_scale.ROWS)["scale"]
     lines = [
-        [row.model, f"{row.n:,}", f"{row.seconds:.1f}", f"{row.ms_a_sentence:.2f}", f"{row.off_linear:+.1%}", f"{row.memory_above_loaded_mb:.0f}"]
+        [
+            row.model,
+            f"{row.n:,}",
+            f"{row.seconds:.1f}",
+            f"{row.ms_a_sentence:.2f}",
+            f"{row.off_linear:+.1%}",
+            f"{row.memory_above_loaded_mb:.0f}",
+        ]
         for row in rows.itertuples()
     ]
     return markdown(["model", "sentences", "seconds", "ms a sentence", "off linear", "memory above the loaded model (MB)"], lines)
@@ -196,7 +203,8 @@ def shots() -> str:
     rows = bench_scale.tables(bench_scale.ROWS)["shots_cost"]
     table = rows.pivot_table(index="prefix_cache", columns="shots", values="ms_a_sentence")
     lines = [
-        [text, *(f"{ms:.1f}" for ms in table.loc[cache])] for text, cache in (("prefix run once", True), ("prefix run for each sentence", False))
+        [text, *(f"{ms:.1f}" for ms in table.loc[cache])]
+        for text, cache in (("prefix run once", True), ("prefix run for each sentence", False))
     ]
     return markdown(["ms a sentence with … demonstrations", *map(str, table.columns)], lines)
 
