@@ -4,8 +4,8 @@
     python benchmarks/train.py --batches 32 --round 1  # once more, in rows of their own
 
 Both train the same LoRA on the same frozen 4-bit weights, on the same triplets cut to the same tokens, with the same loss. The plain
-loop is what one writes first: the batch padded together, and gradient checkpointing on, as `prepare_model_for_kbit_training` sets it;
-it leaves out the LM head, which the paper's code computes too. Rows go to data/results/train_bench.jsonl; those that are there are not
+loop is what one writes first: bitsandbytes' layers as they are, the batch padded together, and gradient checkpointing on, as
+`prepare_model_for_kbit_training` sets it; it leaves out the LM head, which the paper's code computes too. Rows go to data/results/train_bench.jsonl; those that are there are not
 measured again.
 """
 
@@ -95,6 +95,8 @@ def plain(loaded: Loaded, triplets: nli.Triplets, config: finetuning.FinetuneCon
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    for module in loaded.model.modules():
+        vars(module).pop("forward", None)  # bitsandbytes' own, without what `linear.fast_4bit` put in its place
     reader = Encoder(loaded, replace(PROMPTS["prompteol"], punctuation=None), max_sentence_tokens=config.max_sentence_tokens)
     base = prepare_model_for_kbit_training(loaded.model)
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear")
