@@ -270,7 +270,7 @@ def figure(path, target) -> None:
     rows = table(path)
     colours = dict(zip(ENGINES, ("#0072B2", "#E69F00", "#009E73", "#999999"), strict=True))
     models = list(dict.fromkeys(rows["model"]))
-    picture, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.2), squeeze=False, layout="constrained")
+    picture, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.6), squeeze=False, sharey=True, layout="constrained")
     for axis, model in zip(axes[0], models, strict=True):
         here = rows[rows["model"] == model]
         shots = sorted(set(here["shots"]))
@@ -280,9 +280,10 @@ def figure(path, target) -> None:
             at = [k + (place - (len(engines) - 1) / 2) * 0.8 / len(engines) for k in range(len(shots))]
             bars = axis.bar(at, values, 0.8 / len(engines), label=name, color=colours[name])
             axis.bar_label(bars, fmt="%.0f", fontsize=7)
-        axis.set(title=model, xticks=range(len(shots)), xticklabels=shots, xlabel="demonstrations", ylabel="sentences / s")
+        axis.set(title=model, xticks=range(len(shots)), xticklabels=shots, xlabel="demonstrations in the prompt")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylabel("sentences per second")
+    picture.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ENGINES), frameon=False)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(target, dpi=150)
 

@@ -5,8 +5,8 @@
 
 Both train the same LoRA on the same frozen 4-bit weights, on the same triplets cut to the same tokens, with the same loss. The plain
 loop is what one writes first: bitsandbytes' layers as they are, the batch padded together, and gradient checkpointing on, as
-`prepare_model_for_kbit_training` sets it; it leaves out the LM head, which the paper's code computes too. Rows go to data/results/train_bench.jsonl; those that are there are not
-measured again.
+`prepare_model_for_kbit_training` sets it; it leaves out the LM head, which the paper's code computes too. Rows go to
+data/results/train_bench.jsonl; those that are there are not measured again.
 """
 
 import argparse

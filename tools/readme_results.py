@@ -193,7 +193,9 @@ def scale() -> str:
         ]
         for row in rows.itertuples()
     ]
-    return markdown(["model", "sentences", "seconds", "ms a sentence", "off linear", "memory above the loaded model (MB)"], lines)
+    return markdown(
+        ["model", "sentences", "seconds", "ms a sentence", "CPU ms a sentence", "off linear", "memory above the loaded model (MB)"], lines
+    )
 
 
 def shots() -> str:
