@@ -53,7 +53,7 @@ class _Batch:
     `ends` is set, and `held` are the keys and values of all tokens. `biases`: what `_bias` worked out, with the mask it came from.
     """
 
-    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None, ends: bool):
+    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None, ends: bool = False):
         self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
         self.count, self.ends_at = sum(lengths), _ends(lengths) if ends else None
