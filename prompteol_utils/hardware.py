@@ -239,7 +239,9 @@ def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence])
         yield from pool.map(run, batches)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # torch gives every new thread the number that was set last, anywhere
+        torch.set_num_threads(
+            threads
+        )  # torch gives a new thread the number that was set last, anywhere: one that began before this has less
 
 
 def set_seed(seed: int) -> None:

@@ -43,7 +43,7 @@ def fast_4bit(model: torch.nn.Module) -> None:
     A context cannot do it: bitsandbytes multiplies inside an operator of its own.
 
     Args:
-        model: One with bitsandbytes' Linear4bit layers; they are changed for good.
+        model: On a CPU; its Linear4bit layers are changed for good.
     """
     for module in model.modules() if _usable() else ():
         if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "quant_state"):
@@ -85,7 +85,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
         return _product(rows, weight, bias)
 
     @staticmethod

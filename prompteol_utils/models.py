@@ -246,7 +246,8 @@ def load_model(
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        fast_4bit(model)
+        if place.type == "cpu":
+            fast_4bit(model)
         if spec.head:
             width = _put_head_on(model, spec.head, source, commit)
         if adapter is not None:

@@ -131,7 +131,7 @@ def _hook(layer: torch.nn.Module) -> Callable:
         return value[:, batch.ends_at.to(value.device)] if along else value
 
     def enter(layer, args, options):
-        batch = _here.batch
+        batch = getattr(_here, "batch", None)  # a thread of someone else may be at work in the same layer
         if batch is None or batch.ends_at is None:
             return None
         batch.ends = True
@@ -140,7 +140,7 @@ def _hook(layer: torch.nn.Module) -> Callable:
         return cut(args, batch), {name: cut(value, batch) for name, value in options.items()}
 
     def leave(layer, args, out):
-        batch = _here.batch
+        batch = getattr(_here, "batch", None)
         if batch is None or batch.ends_at is None:
             return None
         state, *rest = out if isinstance(out, tuple) else (out,)
