@@ -9,6 +9,7 @@ their multiply-adds in linear layers (no head), for every engine alike; `share` 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -48,6 +49,12 @@ def sentences(n: int) -> list[str]:
     chosen = list(pool)
     random.Random(0).shuffle(chosen)
     return chosen[:n]
+
+
+def work_file(model: str, shots: int, texts: list[str]) -> Path:
+    """Where the reference's vectors and the work are kept: a file for exactly these sentences."""
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    return WORK / f"{model.replace('/', '_')}-{shots}-{digest}.json"
 
 
 def gemm_peak(seconds: float = 1.0) -> float:
@@ -157,11 +164,11 @@ def measure(options) -> dict:
     texts, prompt = sentences(options.sentences), with_demonstrations("prompteol", demonstrations(options.shots))
     needs_torch = options.engine in ("ours", "paper_loop", "reference")
     loaded = load_model(options.model) if needs_torch else None
-    work_file = WORK / f"{options.model.replace('/', '_')}-{options.shots}-{len(texts)}.json"
+    known = work_file(options.model, options.shots, texts)
     if options.engine == "reference":  # what is right, and how much work there is
         tokens, macs = useful(Encoder(loaded, prompt), texts)
         vectors = engine("reference", loaded, prompt, options)(texts[:REFERENCE])
-        work_file.write_text(json.dumps({"tokens": tokens, "macs": macs, "vectors": vectors.tolist()}))
+        known.write_text(json.dumps({"tokens": tokens, "macs": macs, "vectors": vectors.tolist()}))
         return {}
     peak = gemm_peak(0.5)
     encode = engine(options.engine, loaded, prompt, options)
@@ -169,7 +176,7 @@ def measure(options) -> dict:
     with hardware.Timer() as timer:
         vectors = encode(texts)
     peak, memory = max(peak, gemm_peak(0.5)), hardware.peak_memory()
-    work = json.loads(work_file.read_text())
+    work = json.loads(known.read_text())
     right = np.array(work["vectors"], np.float32)
     found = vectors[: len(right)]
     cosine = (found * right).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(right, axis=1)
@@ -179,14 +186,13 @@ def measure(options) -> dict:
         **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": hardware.machine()},
         **{"sentences_per_second": len(texts) / timer.seconds, "useful_tokens_per_second": work["tokens"] / timer.seconds},
         **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "peak_memory_mb": memory / 1e6},
-        **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": "senteval" if len(texts) >= 300 else "mini"},
+        **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": data.load_sts("stsb").origin},
     }
     if options.round == 0 and options.pairs:
         pairs = data.load_sts("stsb", "dev", limit=options.pairs)
         row |= {
             "stsb_dev": float(evaluation.evaluate_sts(encode, pairs).iloc[0]["spearman"]),
             "n_pairs": len(pairs),
-            "origin": pairs.origin,
         }
     return {**row, **results.provenance(0)}
 
@@ -210,19 +216,22 @@ def child(options, name: str, model: str, shots: int, number: int) -> dict | Non
 
 def bench(options) -> None:
     """All engines in turn, round after round; rows that are there are not measured again."""
+    from prompteol_utils.data import load_sts
     from prompteol_utils.results import Store
 
     WORK.mkdir(parents=True, exist_ok=True)
-    store, absent = Store(options.rows), set()
+    store, absent, texts = Store(options.rows), set(), sentences(options.sentences)
+    origin = load_sts("stsb").origin
     for number in range(options.rounds):
         for model in options.models:
             for shots in options.shots:
                 wanted = []
                 for name in options.engines:
                     key = {"kind": "bench", "model": model, "engine": name, "shots": shots, "round": number, "n": options.sentences}
+                    key["origin"] = origin
                     if not (number and name in SLOW) and name not in absent and not store.done(key):
                         wanted.append(name)
-                if wanted and not (WORK / f"{model.replace('/', '_')}-{shots}-{options.sentences}.json").exists():
+                if wanted and not work_file(model, shots, texts).exists():
                     child(options, "reference", model, shots, number)
                 for name in wanted:
                     row = child(options, name, model, shots, number)
@@ -242,6 +251,10 @@ def table(path):
 
     rows = Store(path).read()
     rows = rows[rows["kind"] == "bench"]
+    if (wrong := rows["smallest_cosine"] < 0.99).any():
+        raise ValueError(
+            f"{int(wrong.sum())} rows are of vectors that are not the model's (smallest_cosine below 0.99): they measure nothing"
+        )
     columns = [
         "sentences_per_second",
         "useful_tokens_per_second",

@@ -22,6 +22,7 @@ REPRESENTATIONS = {
 }  # fmt: skip
 NAMES = {"prompteol": "PromptEOL", "mean": "mean of tokens", "last": "last token"}
 ORDER = ["fp32", "bf16", "NF4", "int8"]
+NOTHING = "No rows yet.\n"
 BLOCK = re.compile(r"(<!-- results: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -105,7 +106,7 @@ def transfer() -> str:
     """Accuracies of the seven transfer tasks by encoder and solver."""
     rows = store("transfer")
     if rows.empty:
-        return "No rows on whole sets yet.\n"
+        return NOTHING
     from prompteol_utils.transfer import summarise
 
     rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"accuracy": float})
@@ -154,6 +155,8 @@ def profile() -> str:
     """Commits side by side: seconds, and where they go."""
     import profile_encode
 
+    if store("profile").empty:
+        return NOTHING
     rows = profile_encode.table(profile_encode.ROWS)
     lines = []
     for row in rows.to_dict("records"):
@@ -181,7 +184,9 @@ def scale() -> str:
     """Time and memory against the number of sentences."""
     import scale as bench_scale
 
-    rows = bench_scale.tables(bench_scale.ROWS)["scale"]
+    rows = bench_scale.tables(bench_scale.ROWS).get("scale")
+    if rows is None:
+        return NOTHING
     lines = [
         [
             row.model,
@@ -202,7 +207,9 @@ def shots() -> str:
     """What demonstrations cost, with the shared prefix run once and run for each sentence."""
     import scale as bench_scale
 
-    rows = bench_scale.tables(bench_scale.ROWS)["shots_cost"]
+    rows = bench_scale.tables(bench_scale.ROWS).get("shots_cost")
+    if rows is None:
+        return NOTHING
     table = rows.pivot_table(index="prefix_cache", columns="shots", values="ms_a_sentence")
     lines = [
         [text, *(f"{ms:.1f}" for ms in table.loc[cache])]
