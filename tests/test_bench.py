@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prompteol_utils.results import provenance
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,7 +24,7 @@ def rows(path, **changes):
     about = {"gemm_peak_gflops": 500.0, "share": 0.7, "peak_memory_mb": 900.0, "smallest_cosine": 1.0, "stsb_dev": 60.0} | changes
     lines = [
         {"kind": "bench", "model": "m", "shots": 0, "engine": engine, "round": number, "sentences_per_second": speed}
-        | {"useful_tokens_per_second": 20 * speed, **about}
+        | {"useful_tokens_per_second": 20 * speed, **about, **provenance()}
         for (engine, number), speed in speeds.items()
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
