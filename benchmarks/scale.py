@@ -116,7 +116,7 @@ def tables(path) -> dict:
 
 
 def figure(path, target, model: str) -> None:
-    """Milliseconds a sentence against demonstrations, with and without the prefix cache."""
+    """CPU milliseconds a sentence against demonstrations, with and without the prefix cache."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -127,10 +127,13 @@ def figure(path, target, model: str) -> None:
         raise SystemExit(f"{path} has no row of kind shots_cost for {model}; measure them first, without --figure")
     picture, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for cache, colour, marker in ((False, "#E69F00", "s"), (True, "#0072B2", "o")):
-        line = rows[rows["prefix_cache"] == cache].groupby("shots")["ms_a_sentence"].median()
+        line = rows[rows["prefix_cache"] == cache].groupby("shots")["cpu_ms_a_sentence"].median()
         axis.plot(line.index, line, color=colour, marker=marker, label="prefix run once" if cache else "prefix run for each sentence")
     axis.set(
-        title=f"What demonstrations cost ({model})", xlabel="demonstrations in the prompt", ylabel="time per sentence (ms)", ylim=(0, None)
+        title=f"What demonstrations cost ({model})",
+        xlabel="demonstrations in the prompt",
+        ylabel="CPU time per sentence (ms)",
+        ylim=(0, None),
     )
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)

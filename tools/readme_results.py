@@ -193,6 +193,7 @@ def scale() -> str:
             f"{row.n:,}",
             f"{row.seconds:.1f}",
             f"{row.ms_a_sentence:.2f}",
+            f"{row.cpu_ms_a_sentence:.2f}",
             f"{row.off_linear:+.1%}",
             f"{row.memory_above_loaded_mb:.0f}",
         ]
@@ -210,12 +211,12 @@ def shots() -> str:
     rows = bench_scale.tables(bench_scale.ROWS).get("shots_cost")
     if rows is None:
         return NOTHING
-    table = rows.pivot_table(index="prefix_cache", columns="shots", values="ms_a_sentence")
+    table = rows.pivot_table(index="prefix_cache", columns="shots", values="cpu_ms_a_sentence")
     lines = [
-        [text, *(f"{ms:.1f}" for ms in table.loc[cache])]
+        [text, *(f"{ms:.1f}" if pd.notna(ms) else "–" for ms in table.loc[cache])]
         for text, cache in (("prefix run once", True), ("prefix run for each sentence", False))
     ]
-    return markdown(["ms a sentence with … demonstrations", *map(str, table.columns)], lines)
+    return markdown(["CPU ms a sentence with … demonstrations", *(f"{k:.0f}" for k in table.columns)], lines)
 
 
 def render(text: str) -> str:
