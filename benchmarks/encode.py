@@ -51,6 +51,13 @@ def sentences(n: int) -> list[str]:
     return chosen[:n]
 
 
+def origin() -> str:
+    """Of which copy of the STS sets the sentences are."""
+    from prompteol_utils.data import load_sts
+
+    return load_sts("stsb").origin
+
+
 def work_file(model: str, shots: int, texts: list[str]) -> Path:
     """Where the reference's vectors and the work are kept: a file for exactly these sentences."""
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
@@ -186,7 +193,7 @@ def measure(options) -> dict:
         **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": hardware.machine()},
         **{"sentences_per_second": len(texts) / timer.seconds, "useful_tokens_per_second": work["tokens"] / timer.seconds},
         **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "peak_memory_mb": memory / 1e6},
-        **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": data.load_sts("stsb").origin},
+        **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": origin()},
     }
     if options.round == 0 and options.pairs:
         pairs = data.load_sts("stsb", "dev", limit=options.pairs)
@@ -216,19 +223,17 @@ def child(options, name: str, model: str, shots: int, number: int) -> dict | Non
 
 def bench(options) -> None:
     """All engines in turn, round after round; rows that are there are not measured again."""
-    from prompteol_utils.data import load_sts
     from prompteol_utils.results import Store
 
     WORK.mkdir(parents=True, exist_ok=True)
     store, absent, texts = Store(options.rows), set(), sentences(options.sentences)
-    origin = load_sts("stsb").origin
+    same = {"kind": "bench", "n": options.sentences, "origin": origin()}
     for number in range(options.rounds):
         for model in options.models:
             for shots in options.shots:
                 wanted = []
                 for name in options.engines:
-                    key = {"kind": "bench", "model": model, "engine": name, "shots": shots, "round": number, "n": options.sentences}
-                    key["origin"] = origin
+                    key = {**same, "model": model, "engine": name, "shots": shots, "round": number}
                     if not (number and name in SLOW) and name not in absent and not store.done(key):
                         wanted.append(name)
                 if wanted and not work_file(model, shots, texts).exists():

@@ -35,16 +35,13 @@ def even_budget(lengths: Sequence[int], budget: int, streams: int) -> int:
     Args:
         lengths: Tokens of each row; they are not padded.
         budget: Tokens of a batch, at most.
-        streams: Batches that run at once; fewer than two rounds of them are left as they are.
+        streams: Batches that run at once.
     """
 
     def count(tokens: int) -> int:
         return sum(1 for _ in batches(lengths, tokens, padded=False))
 
-    full = count(budget)
-    if full < 2 * streams:
-        return budget
-    wanted = -(-full // streams) * streams
+    wanted = -(-count(budget) // streams) * streams
     low, high = 0, budget  # too little, enough
     while high - low > 1:
         middle = (low + high) // 2

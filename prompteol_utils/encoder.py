@@ -273,10 +273,11 @@ class Encoder:
             return hardware.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch)
 
         lengths = [len(row) for row in tails]
-        if self._in_threads:
-            budget = even_budget(lengths, budget, hardware.streams())
         todo = list(batches(lengths, budget, padded=not self._forward.packs))
-        for parts in hardware.side_by_side(run, todo) if self._in_threads else map(run, todo):
+        streams = hardware.streams(len(todo)) if self._in_threads else 1
+        if streams > 1:
+            todo = list(batches(lengths, even_budget(lengths, budget, streams), padded=False))
+        for parts in hardware.side_by_side(run, todo, streams):
             for rows, vectors in parts:
                 for position, row in enumerate(rows):
                     results[row] = [vector[position] for vector in vectors]

@@ -122,7 +122,7 @@ def trial(forward: Forward) -> tuple[bool, bool]:
             try:
                 found = packed.run(body, rows, packed.run_prefix(body, start, last), last, ends=ends)[0][read].float()
                 return float((found - alone()[read]).norm() / alone()[read].norm()) < allowed
-            except (packed.CannotPackError, StopIteration, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
+            except (packed.CannotPackError, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
                 log.debug("%s is run %s: %s", type(body).__name__, "through its whole last layer" if ends else "with padding", problem)
                 return False
 

@@ -211,30 +211,32 @@ def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tup
     return halve_on_oom(run, batch[:middle]) + halve_on_oom(run, batch[middle:])
 
 
-def streams() -> int:
-    """How many batches `side_by_side` runs at once on this CPU: one a thread of torch's, up to `STREAMS`."""
-    return min(torch.get_num_threads(), STREAMS)
+def streams(batches: int) -> int:
+    """How many of these to run at once on this CPU: one a thread of torch's, up to `STREAMS`; 1 where that makes less than two rounds."""
+    most = min(torch.get_num_threads(), STREAMS)
+    return most if batches >= 2 * most else 1
 
 
-def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence]) -> Iterator[object]:
+def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence], streams: int) -> Iterator[object]:
     """Run batches on a CPU's threads, several at a time with a share of the threads each, and not one after another on all of them.
 
     A batch is thousands of short operations, and at the end of each its threads wait for the slowest: apart they wait once a batch.
 
     Args:
         run: Takes a batch; called from several threads at once.
-        batches: Of about the same work. Too few to share out evenly run one after another on all threads.
+        batches: Of about the same work.
+        streams: How many at once, from `streams`; 1 runs one after another on all threads.
 
     Yields:
         What `run` returned, in the batches' order.
 
     Source: measured, see benchmarks/README.md.
     """
-    threads = torch.get_num_threads()
-    if streams() < 2 or len(batches) < 2 * streams():
+    if streams == 1:
         yield from map(run, batches)
         return
-    pool = ThreadPoolExecutor(streams(), initializer=torch.set_num_threads, initargs=(threads // streams(),))
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads // streams,))
     try:
         yield from pool.map(run, batches)
     finally:

@@ -20,7 +20,12 @@ NAME = "prompteol_packed"  # under which transformers knows the attention below
 _HARMLESS = {"sliding_window", "position_ids", "position_embeddings", "is_causal", "use_cache", "cache_position", "cu_seq_lens_q"}
 _HARMLESS |= {"output_attentions", "output_hidden_states", "return_dict", "head_mask", "layer_head_mask"}
 
-_here = threading.local()  # .batch: the batch that runs in this thread
+
+class _Here(threading.local):
+    batch: "_Batch | None" = None  # that runs in this thread
+
+
+_here = _Here()
 _lock = threading.Lock()  # of the next, and of what it changes: configurations and layers are shared by threads, each with its own batch
 _users: dict[int, tuple[int, Callable]] = {}  # id of what is changed -> how many batches need it so, and how to change it back
 
@@ -111,10 +116,10 @@ def _lend(config) -> Callable:
 
 def _last_layer(body: torch.nn.Module) -> torch.nn.Module:
     depth = body.config.get_text_config().num_hidden_layers
-    stacks = [module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth]
-    if not stacks:
+    stack = next((module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth), None)
+    if stack is None:
         raise CannotPackError(f"{type(body).__name__} has no list of its {depth} layers")
-    return stacks[0][-1]
+    return stack[-1]
 
 
 def _hook(layer: torch.nn.Module) -> Callable:
@@ -124,6 +129,9 @@ def _hook(layer: torch.nn.Module) -> Callable:
     tokens (states, positions, rotations, …: whatever has the line of tokens as its second axis).
     """
 
+    def asked() -> _Batch | None:
+        return _here.batch if _here.batch and _here.batch.ends_at is not None else None
+
     def cut(value, batch: _Batch):
         if isinstance(value, tuple):
             return tuple(cut(one, batch) for one in value)
@@ -131,8 +139,7 @@ def _hook(layer: torch.nn.Module) -> Callable:
         return value[:, batch.ends_at.to(value.device)] if along else value
 
     def enter(layer, args, options):
-        batch = getattr(_here, "batch", None)  # a thread of someone else may be at work in the same layer
-        if batch is None or batch.ends_at is None:
+        if (batch := asked()) is None:  # another thread may be at work in the same layer
             return None
         batch.ends = True
         with suppress(_KeysReady):
@@ -140,8 +147,7 @@ def _hook(layer: torch.nn.Module) -> Callable:
         return cut(args, batch), {name: cut(value, batch) for name, value in options.items()}
 
     def leave(layer, args, out):
-        batch = getattr(_here, "batch", None)
-        if batch is None or batch.ends_at is None:
+        if (batch := asked()) is None:
             return None
         state, *rest = out if isinstance(out, tuple) else (out,)
         full = state.new_zeros(1, batch.count, *state.shape[2:])

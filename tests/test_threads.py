@@ -117,21 +117,27 @@ def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
 
 
 def test_threads_are_shared_out_and_few_batches_get_all_of_them():
+    def side_by_side(run, batches):
+        return hardware.side_by_side(run, batches, hardware.streams(len(batches)))
+
     def run(batch):
         return batch, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
 
     torch.set_num_threads(5)
-    many = list(hardware.side_by_side(run, [[n] for n in range(40)]))
+    many = list(side_by_side(run, [[n] for n in range(40)]))
     assert many == [([n], 1, False) for n in range(40)]
-    assert list(hardware.side_by_side(run, [[n] for n in range(9)])) == [([n], 5, True) for n in range(9)]
+    assert list(side_by_side(run, [[n] for n in range(9)])) == [([n], 5, True) for n in range(9)]
     torch.set_num_threads(1)
-    assert list(hardware.side_by_side(run, [[n] for n in range(40)])) == [([n], 1, True) for n in range(40)]
+    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 1, True) for n in range(40)]
     torch.set_num_threads(hardware.STREAMS * 2)
-    assert list(hardware.side_by_side(run, [[n] for n in range(40)])) == [([n], 2, False) for n in range(40)]
+    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 2, False) for n in range(40)]
 
 
 def test_int8_layers_keep_their_work_in_themselves_and_run_alone(monkeypatch):
-    monkeypatch.setattr(hardware, "side_by_side", lambda *_: pytest.fail("several batches at once"))
+    def alone(run, batches, streams):
+        return map(run, batches) if streams == 1 else pytest.fail("several batches at once")
+
+    monkeypatch.setattr(hardware, "side_by_side", alone)
     loaded = tiny_model("llama")
     object.__setattr__(loaded, "quantization", "int8")
     assert Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL).shape[0] == len(SENTENCES)

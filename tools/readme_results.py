@@ -59,9 +59,9 @@ def precision(row: pd.Series) -> str:
     return {"nf4": "NF4", "int8": "int8"}.get(row["quantization"]) or {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
 
 
-def cells(found: pd.Series, names: Iterable[str]) -> list[str]:
-    """A score a task; a dash where no row is."""
-    return [f"{found[task]:.1f}" if pd.notna(found.get(task)) else "–" for task in names]
+def cells(found: pd.Series, names: Iterable) -> list[str]:
+    """A number a name; a dash where no row is."""
+    return [f"{found[name]:.1f}" if pd.notna(found.get(name)) else "–" for name in names]
 
 
 def prompts() -> str:
@@ -157,12 +157,10 @@ def profile() -> str:
 
     if store("profile").empty:
         return NOTHING
-    rows = profile_encode.table(profile_encode.ROWS)
-    lines = []
-    for row in rows.to_dict("records"):
-        shares = [f"{row[kind]:.0f}%" for kind in (*profile_encode.KINDS, "outside operators")]
+    kinds, lines = [*profile_encode.KINDS, "outside operators"], []
+    for row in profile_encode.table(profile_encode.ROWS).to_dict("records"):
+        shares = [f"{row[kind]:.0f}%" for kind in kinds]
         lines.append([str(row["shots"]), f"`{row['revision'][:7]}`", f"{row['cpu_seconds']:.2f}", f"{row['gflops']:.0f}", *shares])
-    kinds = [*profile_encode.KINDS, "outside operators"]
     return markdown(["demonstrations", "commit", "CPU seconds", "GFLOP/s", *kinds], lines, left=2)
 
 
@@ -170,13 +168,9 @@ def train() -> str:
     """A training step against the plain loop."""
     rows = store("train_bench").astype({"seconds_a_step": float, "peak_memory_gb": float})
     table = rows.pivot_table(index="batch", columns="engine", values=["seconds_a_step", "peak_memory_gb"], aggfunc="median")
-    lines = []
-    for batch, row in table.iterrows():
-        ours, plain_loop = (row["seconds_a_step"].get(engine) for engine in ("chunks", "plain"))
-        memory = [f"{row['peak_memory_gb'].get(e):.1f}" if pd.notna(row["peak_memory_gb"].get(e)) else "–" for e in ("chunks", "plain")]
-        both = pd.notna(plain_loop)
-        times = [f"{ours:.1f}", f"{plain_loop:.1f}" if both else "–", f"{plain_loop / ours:.1f}" if both else "–"]
-        lines.append([str(batch), *times, *memory])
+    table["times", ""] = table["seconds_a_step", "plain"] / table["seconds_a_step", "chunks"]
+    columns = [(what, engine) for what in ("seconds_a_step", "peak_memory_gb") for engine in ("chunks", "plain")]
+    lines = [[str(batch), *cells(row, [*columns[:2], ("times", ""), *columns[2:]])] for batch, row in table.iterrows()]
     return markdown(["batch", "s a step", "plain loop", "times as fast", "peak memory (GB)", "plain loop (GB)"], lines)
 
 
@@ -213,8 +207,7 @@ def shots() -> str:
         return NOTHING
     table = rows.pivot_table(index="prefix_cache", columns="shots", values="cpu_ms_a_sentence")
     lines = [
-        [text, *(f"{ms:.1f}" if pd.notna(ms) else "–" for ms in table.loc[cache])]
-        for text, cache in (("prefix run once", True), ("prefix run for each sentence", False))
+        [text, *cells(table.loc[c], table.columns)] for text, c in (("prefix run once", True), ("prefix run for each sentence", False))
     ]
     return markdown(["CPU ms a sentence with … demonstrations", *(f"{k:.0f}" for k in table.columns)], lines)
 
