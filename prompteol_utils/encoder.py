@@ -266,7 +266,6 @@ class Encoder:
         budget = batch_tokens or (GPU_TOKENS if self.loaded.device.startswith("cuda") else CPU_TOKENS)
         results: list = [None] * len(ids)
         repeats = np.bincount(order)
-        prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
         tails = [row[shared:] for row in ids]
 
         def run(batch: list[int]) -> list:
@@ -277,11 +276,13 @@ class Encoder:
         streams = hardware.streams(len(todo)) if self._in_threads else 1
         if streams > 1:
             todo = list(batches(lengths, even_budget(lengths, budget, streams), padded=False))
-        for parts in hardware.side_by_side(run, todo, streams):
-            for rows, vectors in parts:
-                for position, row in enumerate(rows):
-                    results[row] = [vector[position] for vector in vectors]
-                bar.update(int(repeats[rows].sum()))
+        with torch.inference_mode(), fast_linear(self._forward.body):  # once for all batches: it looks at every layer
+            prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
+            for parts in hardware.side_by_side(run, todo, streams):
+                for rows, vectors in parts:
+                    for position, row in enumerate(rows):
+                        results[row] = [vector[position] for vector in vectors]
+                    bar.update(int(repeats[rows].sum()))
         return [np.stack([result[k] for result in results])[order] for k in range(len(layers))]
 
     def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:

@@ -9,7 +9,6 @@ import torch
 
 from prompteol_utils import packed
 from prompteol_utils.batching import pad
-from prompteol_utils.linear import fast_linear
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Forward:
 
     def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> "packed.Prefix":
         """Run what all rows begin with, once; only where `packs`."""
-        with torch.inference_mode(), fast_linear(self.body):
+        with torch.inference_mode():
             return packed.run_prefix(self.body, ids, layers)
 
     def states(
@@ -57,7 +56,7 @@ class Forward:
             Per layer (sum of the rows' lengths, d): the tokens of the first row, then those of the second, …, without padding.
         """
         ends = ends and self.ends and all(layer == self.layers - 1 for layer in layers)
-        with torch.inference_mode(), fast_linear(self.body):
+        with torch.inference_mode():
             return packed.run(self.body, rows, prefix, layers, ends=ends) if self.packs else self.padded(rows, layers)
 
     def padded(self, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:

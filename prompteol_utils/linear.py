@@ -5,36 +5,45 @@ well, chooses by what the processor can do, and can keep a weight in the order i
 """
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
+from weakref import WeakKeyDictionary
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from prompteol_utils.patches import patched
 
 PACKED_BYTES = 1 << 30  # models whose linear weights are larger are not packed: their copy would cost too much memory
 ROWS = 512  # for how many rows at a time a packed weight is laid out; any number can be multiplied
 
 _lock = threading.Lock()
 _packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (its version, its storage, the packed copy)
+_gates: WeakKeyDictionary = WeakKeyDictionary()  # gated block -> its activation's name in oneDNN, or None
 
 
 def fast_linear(body: torch.nn.Module):
-    """A context in which `torch.nn.functional.linear` on fp32 CPU tensors runs through oneDNN; it changes no module.
+    """A context in which a model's linear layers in fp32 on a CPU run through oneDNN; afterwards the model is as it was.
 
     Args:
         body: The model that will run. Without gradients its weights are packed once where all of its linear layers stay below
-            `PACKED_BYTES`, and packed again when a weight has changed; those that are being trained are not.
+            `PACKED_BYTES`, and packed again when a weight has changed; those that are being trained are not. A gated feed-forward
+            block, down(activation(gate(x)) * up(x)), then multiplies and activates in the products themselves.
 
     Returns:
         A context manager; one that does nothing where torch has no such kernels, or the model is not in fp32 on a CPU.
 
     Source: measured, see benchmarks/README.md.
     """
-    weights = [module.weight for module in body.modules() if isinstance(module, torch.nn.Linear) and _suits(module.weight)]
-    if not _usable() or not weights:
-        return nullcontext()
-    return _OneDNN(pack=sum(weight.nbytes for weight in weights) <= PACKED_BYTES)
+    layers = [module for module in body.modules() if _plain(module)] if _usable() else []
+    pack = sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES
+    changes = {("forward", id(layer)): partial(_replace, layer, partial(_forward, pack=pack)) for layer in layers}
+    if layers and not torch.is_grad_enabled():
+        for block in body.modules():
+            if unary := _gate(block):
+                changes["forward", id(block)] = partial(_replace, block, partial(_forward_gated, pack=pack, unary=unary))
+    return patched(changes)
 
 
 def fast_4bit(model: torch.nn.Module) -> None:
@@ -63,21 +72,64 @@ def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-class _OneDNN(TorchFunctionMode):
-    def __init__(self, pack: bool):
-        super().__init__()
-        self.pack = pack
+def _plain(module: torch.nn.Module) -> bool:
+    return type(module).forward is torch.nn.Linear.forward and _suits(module.weight)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.nn.functional.linear and not kwargs and len(args) > 1 and _suits(args[0]) and _suits(args[1]):
-            rows, weight, bias = (*args, None)[:3]
-            if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (rows, weight, bias)):
-                return _Linear.apply(rows, weight, bias)
-            lasting = torch.is_inference_mode_enabled() or not weight.requires_grad  # not one that the next step changes
-            if self.pack and lasting and isinstance(weight, torch.nn.Parameter):
-                weight = _pack(weight)
-            return _product(rows, weight, bias)
-        return function(*args, **(kwargs or {}))
+
+def _replace(module: torch.nn.Module, forward: Callable) -> Callable[[], None]:
+    """Give a module another forward, unless somebody else has already (accelerate does, to move weights)."""
+    if "forward" in vars(module):
+        return lambda: None
+    module.forward = partial(forward, module)
+    return lambda: vars(module).pop("forward")
+
+
+def _forward(layer: torch.nn.Linear, rows: torch.Tensor, pack: bool) -> torch.Tensor:
+    weight, bias = layer.weight, layer.bias
+    if not _suits(rows):
+        return torch.nn.functional.linear(rows, weight, bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (rows, weight, bias)):
+        return _Linear.apply(rows, weight, bias)
+    return _product(rows, _ready(weight, pack), bias)
+
+
+def _forward_gated(block: torch.nn.Module, rows: torch.Tensor, pack: bool, unary: tuple[str, str]) -> torch.Tensor:
+    if torch.is_grad_enabled() or not _suits(rows):
+        return type(block).forward(block, rows)
+    gate, up, down = ((_ready(layer.weight, pack), layer.bias) for layer in (block.gate_proj, block.up_proj, block.down_proj))
+    opened = torch.ops.mkldnn._linear_pointwise(rows, *gate, unary[0], [], unary[1])
+    return _product(torch.ops.mkldnn._linear_pointwise.binary(rows, opened, *up, "mul"), *down)
+
+
+def _gate(block: torch.nn.Module) -> tuple[str, str] | None:
+    """oneDNN's name for the activation of a gated feed-forward block, where the formula above holds: tried on the block, once."""
+    layers = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not hasattr(block, "act_fn") or not all(isinstance(layer, torch.nn.Linear) and _plain(layer) for layer in layers):
+        return None
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # somebody looks on
+        return None
+    if block not in _gates:
+        _gates[block] = _try_gate(block, layers[0])
+    return _gates[block]
+
+
+def _try_gate(block: torch.nn.Module, gate: torch.nn.Linear) -> tuple[str, str] | None:
+    points, one = torch.linspace(-10, 10, 501)[:, None], torch.ones(1, 1)
+    rows = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        curve, right = block.act_fn(points), type(block).forward(block, rows)
+        for unary in (("swish", ""), ("gelu", "tanh"), ("gelu", "none"), ("relu", "")):
+            found = torch.ops.mkldnn._linear_pointwise(points, one, None, unary[0], [], unary[1])
+            if torch.allclose(found, curve, rtol=1e-5, atol=1e-5):
+                found = _forward_gated(block, rows, False, unary)
+                return unary if torch.allclose(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max())) else None
+    return None
+
+
+def _ready(weight: torch.Tensor, pack: bool) -> torch.Tensor:
+    """The weight as the kernel reads it best, if it lasts: not one that the next step of a training changes."""
+    lasting = torch.is_inference_mode_enabled() or not weight.requires_grad
+    return _pack(weight) if pack and lasting and isinstance(weight, torch.nn.Parameter) else weight
 
 
 class _Linear(torch.autograd.Function):

@@ -15,6 +15,8 @@ from itertools import groupby
 
 import torch
 
+from prompteol_utils.patches import patched
+
 NAME = "prompteol_packed"  # under which transformers knows the attention below
 # What models hand to their attention besides queries, keys, values and mask, and what has no say in it (a window is in the mask).
 _HARMLESS = {"sliding_window", "position_ids", "position_embeddings", "is_causal", "use_cache", "cache_position", "cu_seq_lens_q"}
@@ -26,8 +28,6 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_lock = threading.Lock()  # of the next, and of what it changes: configurations and layers are shared by threads, each with its own batch
-_users: dict[int, tuple[int, Callable]] = {}  # id of what is changed -> how many batches need it so, and how to change it back
 
 
 class CannotPackError(RuntimeError):
@@ -72,36 +72,17 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 @contextmanager
 def _running(body: torch.nn.Module, batch: _Batch) -> Iterator[None]:
     """Put the packed attention in place of the model's own for this batch, and take it out again."""
-    configs = {id(config): config for module in body.modules() if (config := getattr(module, "config", None)) is not None}.values()
-    changes = [(config, partial(_lend, config)) for config in configs]
+    configs = [config for module in body.modules() if (config := getattr(module, "config", None)) is not None]
+    changes: dict = {("attention", id(config)): partial(_lend, config) for config in configs}
     if batch.ends_at is not None:
         layer = _last_layer(body)
-        changes.append((layer, partial(_hook, layer)))
-    with _shared(changes):
+        changes["ends", id(layer)] = partial(_hook, layer)
+    with patched(changes):
         try:
             _here.batch = batch
             yield
         finally:
             _here.batch = None
-
-
-@contextmanager
-def _shared(changes: Sequence[tuple[object, Callable]]) -> Iterator[None]:
-    """Changes to what threads have in common: the first to come makes each of them, and the last to leave takes it back."""
-    with _lock:
-        for thing, change in changes:
-            count, undo = _users.get(id(thing)) or (0, change())
-            _users[id(thing)] = count + 1, undo
-    try:
-        yield
-    finally:
-        with _lock:
-            for thing, _ in changes:
-                count, undo = _users.pop(id(thing))
-                if count > 1:
-                    _users[id(thing)] = count - 1, undo
-                else:
-                    undo()
 
 
 def _lend(config) -> Callable:

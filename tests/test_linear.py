@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from prompteol_utils import linear
+from prompteol_utils import linear, patches
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch sends products to MKL only on x86")
 
@@ -22,9 +22,9 @@ def test_same_products(layers, monkeypatch, limit):
     monkeypatch.setattr(linear, "PACKED_BYTES", limit)
     for shape in ((1, 7, 48), (700, 48), (3, 48)):
         rows = torch.randn(shape)
-        with linear.fast_linear(layers) as mode:
+        with linear.fast_linear(layers):
             found = layers(rows)
-        assert mode.pack == bool(limit)
+        assert (layers[0].weight in linear._packed) == bool(limit)
         assert torch.allclose(found, layers(rows), atol=1e-5, rtol=1e-5)
 
 
@@ -50,8 +50,91 @@ def test_a_changed_weight_is_packed_again(layers):
 
 
 def test_other_dtypes_are_left_alone(layers):
-    with linear.fast_linear(layers.to(torch.bfloat16)) as mode:
-        assert mode is None
+    rows = torch.randn(4, 48, dtype=torch.bfloat16)
+    expected = layers.to(torch.bfloat16)(rows)
+    with linear.fast_linear(layers):
+        assert not any("forward" in vars(layer) for layer in layers) and torch.equal(layers(rows), expected)
+
+
+def test_afterwards_the_layers_are_as_they_were(layers):
+    with linear.fast_linear(layers), pytest.raises(KeyError), linear.fast_linear(layers):
+        assert all("forward" in vars(layer) for layer in layers)
+        raise KeyError
+    assert not any("forward" in vars(layer) for layer in layers) and not patches._users
+
+
+def test_what_somebody_put_in_place_of_a_layer_stays(layers):
+    layers[0].forward = lambda rows: torch.nn.functional.linear(rows, layers[0].weight) + 7
+    rows = torch.randn(4, 48)
+    with torch.inference_mode():
+        expected = layers(rows)
+        with linear.fast_linear(layers):
+            found = layers(rows)
+    assert torch.allclose(found, expected, atol=1e-5) and "forward" in vars(layers[0])
+
+
+class Gated(torch.nn.Module):
+    """The feed-forward block of LLaMA and those after it."""
+
+    def __init__(self, activation, bias=False):
+        super().__init__()
+        self.gate_proj, self.up_proj = (torch.nn.Linear(48, 96, bias) for _ in range(2))
+        self.down_proj, self.act_fn = torch.nn.Linear(96, 48, bias), activation
+
+    def forward(self, rows):
+        return self.down_proj(self.act_fn(self.gate_proj(rows)) * self.up_proj(rows))
+
+
+class Sparse(Gated):
+    """One that has the same parts and does something else with them, as Gemma 3n's does."""
+
+    def forward(self, rows):
+        gate = self.gate_proj(rows)
+        return self.down_proj(self.act_fn(torch.relu(gate - gate.std(-1, keepdim=True))) * self.up_proj(rows))
+
+
+def operators(block, rows):
+    with torch.inference_mode(), torch.autograd.profiler.profile() as profile, linear.fast_linear(block):
+        found = block(rows)
+    return found, [event.name for event in profile.function_events]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", ["silu", "gelu_pytorch_tanh", "gelu", "relu"])
+def test_a_gated_block_activates_within_its_products(name, bias):
+    from transformers.activations import ACT2FN
+
+    torch.manual_seed(1)
+    block, rows = Gated(ACT2FN[name], bias), 3 * torch.randn(2, 7, 48)
+    with torch.inference_mode():
+        expected, _ = block(rows), operators(block, rows)  # the block is tried once
+    found, names = operators(block, rows)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    assert sum("_linear_pointwise" in name for name in names) == 3 and "aten::mul" not in names
+
+
+def test_blocks_of_another_formula_activation_or_with_onlookers_run_as_they_are():
+    torch.manual_seed(1)
+    sparse, tanh, watched = Sparse(torch.nn.SiLU()), Gated(torch.nn.Tanh()), Gated(torch.nn.SiLU())
+    seen, rows = [], 3 * torch.randn(2, 7, 48)
+    watched.up_proj.register_forward_hook(lambda layer, inputs, out: seen.append(out))
+    for block in (sparse, tanh, watched):
+        with torch.inference_mode():
+            expected = block(rows)
+        found, names = operators(block, rows)
+        assert (found - expected).norm() / expected.norm() < 1e-5 and "aten::mul" in names
+    assert len(seen) == 2, "the hook of a layer inside is not passed by"
+
+
+def test_gradients_flow_through_a_gated_block():
+    torch.manual_seed(1)
+    block = Gated(torch.nn.SiLU())
+    expected = gradients(block, torch.randn(5, 48), nullcontext())
+    torch.manual_seed(1)
+    block = Gated(torch.nn.SiLU())
+    found = gradients(block, torch.randn(5, 48), linear.fast_linear(block))
+    assert len(found) == len(expected) == 5
+    assert all((one - other).norm() / other.norm() < 1e-5 for one, other in zip(found, expected, strict=True))
 
 
 def gradients(layers, rows, context):

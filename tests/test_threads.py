@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompteol_utils import hardware, packed
+from prompteol_utils import hardware, packed, patches
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.plain import reference
 from prompteol_utils.tiny import tiny_model
@@ -90,7 +90,7 @@ def test_nothing_is_left_behind(together):
     assert together
     assert loaded.model.config._attn_implementation == name != packed.NAME
     assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in loaded.model.modules())
-    assert not packed._users and torch.get_num_threads() == 4
+    assert not patches._users and torch.get_num_threads() == 4
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start(), thread.join()
@@ -111,7 +111,7 @@ def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(packed, "run", failing)
     with pytest.raises(RuntimeError, match="the third batch"):
         encoder.encode(SENTENCES, batch_tokens=8)
-    assert len(calls) < len(SENTENCES) and not packed._users and torch.get_num_threads() == 4
+    assert len(calls) < len(SENTENCES) and not patches._users and torch.get_num_threads() == 4
     monkeypatch.setattr(packed, "run", run)
     assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
 
