@@ -2,21 +2,38 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from prompteol_utils.results import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_encode", ROOT / "benchmarks" / "encode.py")
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def bench():
+    return script("encode")
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    from prompteol_utils import models, tiny
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    folder = tiny.save_tiny("opt", tmp_path / "tiny")
+    monkeypatch.setattr(models, "fetch_model", lambda name: folder)
+    return script("gpu")
 
 
 def rows(path, **changes):
@@ -46,3 +63,32 @@ def test_the_reference_is_of_exactly_these_sentences(bench):
     assert bench.work_file("m", 0, ["a", "b"]) == bench.work_file("m", 0, ["a", "b"])
     others = [("m", 0, ["a", "c"]), ("m", 0, ["ab"]), ("m", 1, ["a", "b"]), ("o/m", 0, ["a", "b"])]
     assert len({bench.work_file(*one) for one in [("m", 0, ["a", "b"]), *others]}) == 5
+
+
+def run(gpu, monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
+    return gpu.main()
+
+
+def test_the_gpus_benchmark_runs_on_a_processor_too(gpu, monkeypatch, tmp_path, capsys):
+    rows = tmp_path / "gpu.jsonl"
+    short = ["--device", "cpu", "--layers", 1, "--models", "opt-125m", "--sentences", 6, "--shots", 0, 2, "--rounds", 2, "--rows", rows]
+    assert run(gpu, monkeypatch, *short) == 0
+    found = [row for row in map(json.loads, rows.read_text().splitlines()) if row["engine"] == "ours"]
+    assert [(row["shots"], row["round"], row["layers"], row["dtype"]) for row in found] == [
+        (s, r, 1, "float32") for s in (0, 2) for r in (0, 1)
+    ]
+    assert all(row["sentences_per_second"] > 0 and row["gemm_peak_gflops"] > 0 and row["n"] == 6 for row in found)
+    assert "opt-125m" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_and_a_shape_that_is_not_known_are_said(gpu, monkeypatch, tmp_path, capsys):
+    if not torch.cuda.is_available():
+        assert run(gpu, monkeypatch, "--rows", tmp_path / "gpu.jsonl") == 2 and "0 CUDA GPUs" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not an OPT size"):
+        gpu.random_model("smollm2-135m-instruct", torch.device("cpu"), torch.float32, 1)
+
+
+def test_engines_are_compared_by_what_sets_sentences_apart(gpu):
+    vectors = np.random.default_rng(0).normal(size=(5, 8)) + 100
+    assert gpu.smallest_cosine(vectors, 3 * vectors) > 0.999 > 0.9 > gpu.smallest_cosine(vectors, vectors[::-1])

@@ -1,0 +1,198 @@
+"""The encoder on a GPU: random weights in the shapes of OPT, bf16, beside sentence-transformers on the same model, in turn.
+
+    python benchmarks/gpu.py                        # OPT-1.3B, 6.7B and 13B; a shape that the card cannot hold is said and left out
+    python benchmarks/gpu.py --models opt-2.7b --shots 0 4
+    python benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # only to see that it runs
+    python benchmarks/gpu.py --table                # what is recorded
+
+Speed does not depend on what the weights are, so nothing is downloaded but the small bundled model, whose tokenizer reads the sentences.
+A row is one engine in one round, in data/results/gpu.jsonl: sentences a second, share of the card's GEMM peak in the same dtype (measured
+here and now; useful work as benchmarks/encode.py counts it), memory, and the smallest cosine between the two engines' vectors.
+"""
+
+import argparse
+import sys
+
+import encode
+
+ROWS = encode.ROOT / "data" / "results" / "gpu.jsonl"
+MODELS = ("opt-1.3b", "opt-6.7b", "opt-13b")
+
+
+def gemm_peak(device, dtype, size: int = 8192, repeats: int = 10) -> float:
+    """The best GFLOP/s of products of `size` rows and columns."""
+    import torch
+
+    from prompteol_utils.hardware import Timer
+
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(repeats):
+        with Timer(device) as timer:
+            a @ b
+        best = max(best, 2 * size**3 / timer.seconds / 1e9)
+    return best
+
+
+def random_model(name: str, device, dtype, layers: int | None):
+    """A registry row's shape with random weights, made on the device itself, and the bundled model's tokenizer."""
+    import torch
+    import transformers
+
+    from prompteol_utils.models import Loaded, fetch_model
+    from prompteol_utils.registry import get_spec
+
+    shape = get_spec(name).shape
+    if shape is None or not name.startswith("opt"):
+        raise ValueError(f"{name} is not an OPT size of the registry; allowed are opt-125m to opt-66b")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(encode.MODELS[0]))
+    if len(tokenizer) > shape.vocab:
+        raise ValueError(f"the tokenizer's {len(tokenizer):,} tokens do not fit into {name}'s {shape.vocab:,}")
+    config = transformers.OPTConfig(
+        vocab_size=shape.vocab, hidden_size=shape.hidden, num_hidden_layers=layers or shape.layers, ffn_dim=shape.ffn,
+        num_attention_heads=shape.heads, max_position_embeddings=shape.positions, word_embed_proj_dim=shape.embedding,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    return Loaded(model, tokenizer, f"random-{name}", "random", str(dtype).removeprefix("torch."), str(device))
+
+
+def sentence_transformers(loaded, prompt):
+    """Its modules around the same model object: whole prompts, last-token pooling, the fastest of its batch sizes."""
+    import tempfile
+
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    from prompteol_utils.tiny import tiny_model
+
+    text = {"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}
+    with tempfile.TemporaryDirectory() as folder:  # a small model to load, whose place the real one takes
+        tiny_model("opt").model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        transformer = Transformer(folder, module_output_name="token_embeddings", **text)
+    transformer.tokenizer.padding_side = "left"
+    transformer.model = loaded.model.base_model
+    model = SentenceTransformer(modules=[transformer, Pooling(loaded.model.config.hidden_size, "lasttoken")], device=loaded.device)
+    sizes: dict[int, float] = {}
+
+    def run(texts):
+        prompts = [prompt.render(text) for text in texts]
+        if not sizes:
+            from prompteol_utils.hardware import Timer
+
+            for size in (32, 64, 128, 256):
+                with Timer(loaded.model.device) as timer:
+                    model.encode(prompts, batch_size=size, show_progress_bar=False)
+                sizes[size] = timer.seconds
+        return model.encode(prompts, batch_size=min(sizes, key=sizes.get), show_progress_bar=False)
+
+    return run
+
+
+def smallest_cosine(left, right) -> float:
+    """Between vectors of the same sentences, after their mean is taken off: a random model's are nearly alike for all sentences."""
+    import numpy as np
+
+    left, right = (one - one.mean(0) for one in (np.float64(left), np.float64(right)))
+    return float(((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min())
+
+
+def measure(name: str, options) -> list[dict]:
+    """All rounds of one shape, in this process: the model is the same for both engines."""
+    from prompteol_utils import hardware, results
+    from prompteol_utils.encoder import Encoder
+    from prompteol_utils.prompts import with_demonstrations
+
+    device = hardware.choose_device(options.device)
+    dtype = hardware.choose_dtype(device, options.dtype)
+    loaded, texts, rows = random_model(name, device, dtype, options.layers), encode.sentences(options.sentences), []
+    peak_size = 8192 if device.type == "cuda" else 1024
+    for shots in options.shots:
+        prompt = with_demonstrations("prompteol", encode.demonstrations(shots))
+        encoder = Encoder(loaded, prompt)
+        engines = {"ours": lambda texts, encoder=encoder: encoder.encode(texts, show_progress_bar=False)}
+        try:
+            engines["sentence-transformers"] = sentence_transformers(loaded, prompt)
+        except ImportError as missing:
+            print(f"sentence-transformers is left out: {missing}; see benchmarks/README.md", flush=True)
+        tokens, macs = encode.useful(encoder, texts)
+        vectors = {engine: run(texts) for engine, run in engines.items()}  # the warm-up
+        cosine = smallest_cosine(*vectors.values()) if len(vectors) > 1 else None
+        for number in range(options.rounds):
+            for engine, run in engines.items():
+                hardware.reset_peak_memory(device)
+                peak = gemm_peak(device, dtype, peak_size)
+                with hardware.Timer(device) as timer:
+                    run(texts)
+                gflops = 2 * tokens * macs / timer.seconds / 1e9
+                rows.append(
+                    {
+                        **{"kind": "gpu_bench", "model": name, "engine": engine, "shots": shots, "round": number, "n": len(texts)},
+                        **{"layers": loaded.model.config.num_hidden_layers, "dtype": loaded.dtype, "weight_origin": "random"},
+                        **{"seconds": timer.seconds, "sentences_per_second": len(texts) / timer.seconds},
+                        **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak},
+                        **{"peak_memory_mb": hardware.peak_memory(device) / 1e6, "device": str(device), "origin": encode.origin()},
+                        **{"smallest_cosine": cosine, "machine": hardware.machine()},
+                        **results.provenance(0),
+                    }
+                )
+                print(
+                    f"{name} {shots} shots {engine}: {len(texts) / timer.seconds:.1f} sentences/s, {gflops / peak:.0%} of peak", flush=True
+                )
+    return rows
+
+
+def table(path):
+    """Medians over rounds, and how many times faster ours was."""
+    from prompteol_utils.results import Store
+
+    rows = Store(path).read()
+    if not len(rows):
+        return rows
+    keys = ["device", "dtype", "model", "layers", "shots", "engine"]
+    columns = ["sentences_per_second", "share", "gemm_peak_gflops", "peak_memory_mb", "smallest_cosine"]
+    found = rows.groupby(keys, sort=False)[columns].median()
+    ours = found.xs("ours", level="engine")["sentences_per_second"]
+    found["ours_is_faster"] = ours.reindex(found.index.droplevel("engine")).to_numpy() / found["sentences_per_second"]
+    return found.reset_index()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="OPT sizes of the registry")
+    parser.add_argument("--shots", nargs="+", type=int, default=list(encode.SHOTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sentences", type=int, default=4000)
+    parser.add_argument("--layers", type=int, help="build only so many layers (default: all)")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", help="default: bf16 on a GPU that has it, fp32 on a CPU")
+    parser.add_argument("--rows", default=str(ROWS))
+    parser.add_argument("--table", action="store_true", help="only show what is recorded")
+    options = parser.parse_args()
+    if not options.table:
+        from prompteol_utils import hardware, results
+
+        try:
+            hardware.choose_device(options.device)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        for name in options.models:
+            try:
+                rows = measure(name, options)
+            except Exception as error:
+                if not hardware.is_out_of_memory(error):
+                    raise
+                print(f"{name} does not fit on this device: {error}", flush=True)
+                continue
+            finally:
+                hardware.release_memory()
+            results.Store(options.rows).append(*rows)
+    print(table(options.rows).to_string(index=False, float_format="{:.4g}".format))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
