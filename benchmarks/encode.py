@@ -152,10 +152,11 @@ def _llama_cpp(model: str, prompt):
 
 def useful(encoder, texts: list[str]) -> tuple[int, int]:
     """The tokens that must be run for these texts, and the multiply-adds of one token in the linear layers of the model's body."""
+    import torch
+
     ids = encoder.tokenize(list(dict.fromkeys(texts)))
     tokens = sum(map(len, ids)) - len(ids) * encoder._shared_prefix(ids)
-    embeddings = encoder.loaded.model.get_input_embeddings().weight.numel()
-    return tokens, sum(weight.numel() for weight in encoder._forward.body.parameters() if weight.ndim == 2) - embeddings
+    return tokens, sum(module.weight.numel() for module in encoder._forward.body.modules() if isinstance(module, torch.nn.Linear))
 
 
 def measure(options) -> dict:

@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # only to see that it runs
     python benchmarks/gpu.py --table                # what is recorded
 
-Speed does not depend on what the weights are, so nothing is downloaded but the small bundled model, whose tokenizer reads the sentences.
+Speed hardly depends on what the weights are, so nothing is downloaded but the small bundled model, whose tokenizer reads the sentences.
 A row is one engine in one round, in data/results/gpu.jsonl: sentences a second, share of the card's GEMM peak in the same dtype (measured
 here and now; useful work as benchmarks/encode.py counts it), memory, and the smallest cosine between the two engines' vectors.
 """
@@ -16,6 +16,7 @@ import sys
 import encode
 
 ROWS = encode.ROOT / "data" / "results" / "gpu.jsonl"
+ENGINES = ("ours", "sentence-transformers")
 MODELS = ("opt-1.3b", "opt-6.7b", "opt-13b")
 
 
@@ -75,20 +76,35 @@ def sentence_transformers(loaded, prompt):
     transformer.tokenizer.padding_side = "left"
     transformer.model = loaded.model.base_model
     model = SentenceTransformer(modules=[transformer, Pooling(loaded.model.config.hidden_size, "lasttoken")], device=loaded.device)
-    sizes: dict[int, float] = {}
+    best: list[int] = []
 
     def run(texts):
         prompts = [prompt.render(text) for text in texts]
-        if not sizes:
-            from prompteol_utils.hardware import Timer
-
-            for size in (32, 64, 128, 256):
-                with Timer(loaded.model.device) as timer:
-                    model.encode(prompts, batch_size=size, show_progress_bar=False)
-                sizes[size] = timer.seconds
-        return model.encode(prompts, batch_size=min(sizes, key=sizes.get), show_progress_bar=False)
+        if not best:  # the warm-up chooses: twice the rows for as long as that is faster, and fits
+            best.append(_fastest(lambda size: model.encode(prompts, batch_size=size, show_progress_bar=False), loaded.model.device))
+        return model.encode(prompts, batch_size=best[0], show_progress_bar=False)
 
     return run
+
+
+def _fastest(run, device, size: int = 16) -> int:
+    """The fastest of 16, 32, 64, … rows a batch."""
+    from prompteol_utils import hardware
+
+    run(size)  # warm
+    before = None
+    while True:
+        try:
+            with hardware.Timer(device) as timer:
+                run(size)
+        except Exception as error:
+            if before is None or not hardware.is_out_of_memory(error):
+                raise
+            hardware.release_memory()
+            return size // 2
+        if before is not None and timer.seconds > before:
+            return size // 2
+        size, before = 2 * size, timer.seconds
 
 
 def smallest_cosine(left, right) -> float:
@@ -99,17 +115,24 @@ def smallest_cosine(left, right) -> float:
     return float(((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min())
 
 
-def measure(name: str, options) -> list[dict]:
-    """All rounds of one shape, in this process: the model is the same for both engines."""
+def bench(name: str, options, store) -> None:
+    """All that is missing of one shape, in this process: the model is the same for both engines."""
     from prompteol_utils import hardware, results
     from prompteol_utils.encoder import Encoder
     from prompteol_utils.prompts import with_demonstrations
 
     device = hardware.choose_device(options.device)
     dtype = hardware.choose_dtype(device, options.dtype)
-    loaded, texts, rows = random_model(name, device, dtype, options.layers), encode.sentences(options.sentences), []
-    peak_size = 8192 if device.type == "cuda" else 1024
+    texts, machine = encode.sentences(options.sentences), hardware.machine()
+    about = {"kind": "gpu_bench", "model": name, "dtype": str(dtype).removeprefix("torch."), "device": device.type, "n": len(texts)}
+    about |= {"layers": options.layers, "origin": encode.origin(), "gpu": machine["gpu"]}
+    loaded = None
     for shots in options.shots:
+        wanted = [{**about, "engine": engine, "shots": shots, "round": number} for number in range(options.rounds) for engine in ENGINES]
+        wanted = [key for key in wanted if not store.done(key)]
+        if not wanted:
+            continue
+        loaded = loaded or random_model(name, device, dtype, options.layers)
         prompt = with_demonstrations("prompteol", encode.demonstrations(shots))
         encoder = Encoder(loaded, prompt)
         engines = {"ours": lambda texts, encoder=encoder: encoder.encode(texts, show_progress_bar=False)}
@@ -118,45 +141,45 @@ def measure(name: str, options) -> list[dict]:
         except ImportError as missing:
             print(f"sentence-transformers is left out: {missing}; see benchmarks/README.md", flush=True)
         tokens, macs = encode.useful(encoder, texts)
-        vectors = {engine: run(texts) for engine, run in engines.items()}  # the warm-up
-        cosine = smallest_cosine(*vectors.values()) if len(vectors) > 1 else None
-        for number in range(options.rounds):
-            for engine, run in engines.items():
-                hardware.reset_peak_memory(device)
-                peak = gemm_peak(device, dtype, peak_size)
-                with hardware.Timer(device) as timer:
-                    run(texts)
-                gflops = 2 * tokens * macs / timer.seconds / 1e9
-                rows.append(
-                    {
-                        **{"kind": "gpu_bench", "model": name, "engine": engine, "shots": shots, "round": number, "n": len(texts)},
-                        **{"layers": loaded.model.config.num_hidden_layers, "dtype": loaded.dtype, "weight_origin": "random"},
-                        **{"seconds": timer.seconds, "sentences_per_second": len(texts) / timer.seconds},
-                        **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak},
-                        **{"peak_memory_mb": hardware.peak_memory(device) / 1e6, "device": str(device), "origin": encode.origin()},
-                        **{"smallest_cosine": cosine, "machine": hardware.machine()},
-                        **results.provenance(0),
-                    }
-                )
-                print(
-                    f"{name} {shots} shots {engine}: {len(texts) / timer.seconds:.1f} sentences/s, {gflops / peak:.0%} of peak", flush=True
-                )
-    return rows
+        vectors = [run(texts) for run in engines.values()]  # the warm-up
+        cosine = smallest_cosine(*vectors) if len(vectors) > 1 else None
+        for key in wanted:
+            if (run := engines.get(key["engine"])) is None:
+                continue
+            peak = gemm_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
+            hardware.release_memory()
+            hardware.reset_peak_memory(device)
+            with hardware.Timer(device) as timer:
+                run(texts)
+            gflops = 2 * tokens * macs / timer.seconds / 1e9
+            row = {
+                **key,
+                **{"weight_origin": "random", "seconds": timer.seconds, "sentences_per_second": len(texts) / timer.seconds},
+                **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "smallest_cosine": cosine},
+                **{"peak_memory_mb": hardware.peak_memory(device) / 1e6, "machine": machine},
+                **results.provenance(0),
+            }
+            store.append(row)
+            speed = f"{len(texts) / timer.seconds:.1f} sentences/s, {gflops / peak:.0%} of peak"
+            print(f"{name} {shots} shots {key['engine']}: {speed}", flush=True)
 
 
 def table(path):
-    """Medians over rounds, and how many times faster ours was."""
+    """Medians over rounds, and how many times faster ours was in the same round; nothing measured elsewhere is mixed in."""
     from prompteol_utils.results import Store
 
     rows = Store(path).read()
     if not len(rows):
         return rows
-    keys = ["device", "dtype", "model", "layers", "shots", "engine"]
-    columns = ["sentences_per_second", "share", "gemm_peak_gflops", "peak_memory_mb", "smallest_cosine"]
-    found = rows.groupby(keys, sort=False)[columns].median()
-    ours = found.xs("ours", level="engine")["sentences_per_second"]
-    found["ours_is_faster"] = ours.reindex(found.index.droplevel("engine")).to_numpy() / found["sentences_per_second"]
-    return found.reset_index()
+    if (wrong := rows["smallest_cosine"] < 0.99).any():
+        raise ValueError(f"{int(wrong.sum())} rows are of engines that do not agree (smallest_cosine below 0.99): they compare nothing")
+    rows = rows.fillna({"gpu": "none", "layers": "all"})
+    keys = ["gpu", "device", "dtype", "model", "layers", "n", "origin", "shots", "engine"]
+    side = [*keys[:-1], "round"]
+    ours = rows[rows["engine"] == "ours"].set_index(side)["sentences_per_second"].rename("ours")
+    rows["ours_is_faster"] = rows.join(ours, on=side).eval("ours / sentences_per_second")
+    columns = ["sentences_per_second", "ours_is_faster", "share", "gemm_peak_gflops", "peak_memory_mb", "smallest_cosine"]
+    return rows.groupby(keys, sort=False)[columns].median().reset_index()
 
 
 def main() -> int:
@@ -181,15 +204,13 @@ def main() -> int:
             return 2
         for name in options.models:
             try:
-                rows = measure(name, options)
+                bench(name, options, results.Store(options.rows))
             except Exception as error:
                 if not hardware.is_out_of_memory(error):
                     raise
                 print(f"{name} does not fit on this device: {error}", flush=True)
-                continue
             finally:
                 hardware.release_memory()
-            results.Store(options.rows).append(*rows)
     print(table(options.rows).to_string(index=False, float_format="{:.4g}".format))
     return 0
 

@@ -95,8 +95,6 @@ def plain(loaded: Loaded, triplets: nli.Triplets, config: finetuning.FinetuneCon
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    for module in loaded.model.modules():
-        vars(module).pop("forward", None)  # bitsandbytes' own, without what `linear.fast_4bit` put in its place
     reader = Encoder(loaded, replace(PROMPTS["prompteol"], punctuation=None), max_sentence_tokens=config.max_sentence_tokens)
     base = prepare_model_for_kbit_training(loaded.model)
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear")

@@ -326,12 +326,12 @@ class Encoder:
         return shared
 
     def _run_prefix(self, ids: list[int], layers: tuple[int, ...]):
-        """Run the shared prefix once, and again when another one is asked for or the weights have changed (training)."""
-        weights = list(self._forward.body.parameters())
-        key = (ids, layers, len(weights), sum(weight._version for weight in weights if not weight.is_inference()))
-        if self._prefix[0] != key:
-            self._prefix = (key, self._forward.prefix(ids, layers))
-        return self._prefix[1]
+        """Run the shared prefix once, and again when another one is asked for or the model has changed (training, an adapter switched)."""
+        key = (ids, layers, self._forward.fingerprint())
+        found = self._prefix  # once: another thread may put its own in its place
+        if found[0] != key:
+            found = self._prefix = (key, self._forward.prefix(ids, layers))
+        return found[1]
 
     def vectors(self, ids: list[list[int]]) -> torch.Tensor:
         """One batch of token rows (from `tokenize`) as a float32 tensor (rows, d) on the model's device, ready for gradients."""

@@ -9,6 +9,7 @@ import torch
 
 from prompteol_utils import packed
 from prompteol_utils.batching import pad
+from prompteol_utils.linear import sample
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ class Forward:
         self.causal = is_causal(self.body)
         self.layers = self.config.num_hidden_layers + 1
         self.packs, self.ends = trial(self) if self.causal and has_plain_cache(self.config) else (False, False)
+
+    def fingerprint(self) -> list:
+        """Another one when the weights have changed, or an adapter was switched on, off or over; it looks at a sample of each weight."""
+        weights = [(sample(weight), 0 if weight.is_inference() else weight._version) for weight in self.body.parameters()]
+        layers = [module for module in self.body.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]  # peft's
+        return weights + [(layer.disable_adapters, tuple(layer.active_adapters), layer.merged) for layer in layers]
 
     def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> "packed.Prefix":
         """Run what all rows begin with, once; only where `packs`."""

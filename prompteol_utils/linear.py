@@ -6,8 +6,9 @@ well, chooses by what the processor can do, and can keep a weight in the order i
 
 import threading
 from collections.abc import Callable
-from functools import partial
-from types import MethodType
+from contextlib import nullcontext
+from functools import cache, partial
+from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,10 +18,11 @@ from prompteol_utils.patches import patched
 
 PACKED_BYTES = 1 << 30  # models whose linear weights are larger are not packed: their copy would cost too much memory
 ROWS = 512  # for how many rows at a time a packed weight is laid out; any number can be multiplied
+_UNARIES = (("swish", ""), ("gelu", "tanh"), ("gelu", "none"), ("relu", ""))  # oneDNN's names of activations
 
 _lock = threading.Lock()
-_packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (its version, its storage, the packed copy)
-_gates: WeakKeyDictionary = WeakKeyDictionary()  # gated block -> its activation's name in oneDNN, or None
+_packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (its version and storage, its sample, the packed copy)
+_curves: WeakKeyDictionary = WeakKeyDictionary()  # activation module -> its name in `_UNARIES`, or None
 
 
 def fast_linear(body: torch.nn.Module):
@@ -28,35 +30,39 @@ def fast_linear(body: torch.nn.Module):
 
     Args:
         body: The model that will run. Without gradients its weights are packed once where all of its linear layers stay below
-            `PACKED_BYTES`, and packed again when a weight has changed; those that are being trained are not. A gated feed-forward
-            block, down(activation(gate(x)) * up(x)), then multiplies and activates in the products themselves.
+            `PACKED_BYTES`, and packed again when the context is entered with other weights; those that are being trained are not.
+            4-bit layers that compute in fp32 multiply what they de-quantise to. A feed-forward block that is
+            down(activation(gate(x)) * up(x)) activates and multiplies within the products.
 
     Returns:
-        A context manager; one that does nothing where torch has no such kernels, or the model is not in fp32 on a CPU.
+        A context manager; one that does nothing where torch has no such kernels. It changes no layer on another device or in another dtype.
 
-    Source: measured, see benchmarks/README.md.
+    Source: the profile in benchmarks/README.md.
     """
-    layers = [module for module in body.modules() if _plain(module)] if _usable() else []
-    pack = sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES
-    changes = {("forward", id(layer)): partial(_replace, layer, partial(_forward, pack=pack)) for layer in layers}
-    if layers and not torch.is_grad_enabled():
-        for block in body.modules():
-            if unary := _gate(block):
-                changes["forward", id(block)] = partial(_replace, block, partial(_forward_gated, pack=pack, unary=unary))
-    return patched(changes)
+    if not _usable():
+        return nullcontext()
+    layers = [module for module in body.modules() if isinstance(module, torch.nn.Linear) and module.weight.device.type == "cpu"]
+    plain = [layer for layer in layers if _plain(layer)]
+    pack, forwards = sum(layer.weight.nbytes for layer in plain) <= PACKED_BYTES, []
+    for layer in plain:
+        _forget_if_changed(layer.weight)
+        forwards.append((layer, partial(_forward, pack=pack)))
+    forwards += [(layer, _forward_4bit) for layer in layers if hasattr(layer.weight, "quant_state")]
+    if plain and not torch.is_grad_enabled():
+        forwards += [(block, partial(_forward_gated, pack=pack, unary=unary)) for block in body.modules() if (unary := _gate(block))]
+    return patched({("forward", id(module)): partial(_replace, module, forward) for module, forward in forwards})
 
 
-def fast_4bit(model: torch.nn.Module) -> None:
-    """Let a model's 4-bit layers multiply through oneDNN where they compute in fp32 on a CPU; what they de-quantise to stays the same.
-
-    A context cannot do it: bitsandbytes multiplies inside an operator of its own.
+def sample(weight: torch.Tensor) -> float:
+    """A number that tells whether a weight was changed, by ways that torch does not count too (`weight.data`, as peft merges).
 
     Args:
-        model: On a CPU; its Linear4bit layers are changed for good.
+        weight: Of any dtype and device.
     """
-    for module in model.modules() if _usable() else ():
-        if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "quant_state"):
-            module.forward = MethodType(_forward_4bit, module)
+    if weight.device.type == "meta" or not weight.numel():
+        return 0.0
+    flat = weight.detach().reshape(-1)
+    return float(flat[:: max(1, flat.numel() // 64)].double().sum())
 
 
 def _usable() -> bool:
@@ -76,53 +82,101 @@ def _plain(module: torch.nn.Module) -> bool:
     return type(module).forward is torch.nn.Linear.forward and _suits(module.weight)
 
 
+class _Ours(partial):
+    """A forward that this module put in place of a layer's own."""
+
+
 def _replace(module: torch.nn.Module, forward: Callable) -> Callable[[], None]:
     """Give a module another forward, unless somebody else has already (accelerate does, to move weights)."""
     if "forward" in vars(module):
         return lambda: None
-    module.forward = partial(forward, module)
-    return lambda: vars(module).pop("forward")
+    ours = module.forward = _Ours(forward, module)
+
+    def undo() -> None:
+        if vars(module).get("forward") is ours:
+            del module.forward
+
+    return undo
 
 
-def _forward(layer: torch.nn.Linear, rows: torch.Tensor, pack: bool) -> torch.Tensor:
+def _forward(layer: torch.nn.Linear, input: torch.Tensor, pack: bool) -> torch.Tensor:
     weight, bias = layer.weight, layer.bias
-    if not _suits(rows):
-        return torch.nn.functional.linear(rows, weight, bias)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (rows, weight, bias)):
-        return _Linear.apply(rows, weight, bias)
-    return _product(rows, _ready(weight, pack), bias)
+    if not _suits(input):
+        return torch.nn.functional.linear(input, weight, bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)):
+        return _Linear.apply(input, weight, bias)
+    return _product(input, _ready(weight, pack), bias)
 
 
-def _forward_gated(block: torch.nn.Module, rows: torch.Tensor, pack: bool, unary: tuple[str, str]) -> torch.Tensor:
-    if torch.is_grad_enabled() or not _suits(rows):
-        return type(block).forward(block, rows)
-    gate, up, down = ((_ready(layer.weight, pack), layer.bias) for layer in (block.gate_proj, block.up_proj, block.down_proj))
-    opened = torch.ops.mkldnn._linear_pointwise(rows, *gate, unary[0], [], unary[1])
-    return _product(torch.ops.mkldnn._linear_pointwise.binary(rows, opened, *up, "mul"), *down)
+def _forward_gated(block: torch.nn.Module, *inputs, pack: bool, unary: tuple[str, str], **options) -> torch.Tensor:
+    layers = block.gate_proj, block.up_proj, block.down_proj
+    if torch.is_grad_enabled() or options or len(inputs) != 1 or not _suits(inputs[0]) or _watched(*layers, block.act_fn):
+        return type(block).forward(block, *inputs, **options)
+    gate, up, down = ((_ready(layer.weight, pack), layer.bias) for layer in layers)
+    opened = torch.ops.mkldnn._linear_pointwise(inputs[0], *gate, unary[0], [], unary[1])
+    return _product(torch.ops.mkldnn._linear_pointwise.binary(inputs[0], opened, *up, "mul"), *down)
+
+
+def _watched(*modules: torch.nn.Module) -> bool:
+    """Whether somebody looks on, or has put something in a module's place: then it must be called."""
+    everywhere = torch.nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return True
+    for module in modules:
+        own = vars(module).get("forward")
+        if module._forward_hooks or module._forward_pre_hooks or not (own is None or isinstance(own, _Ours)):
+            return True
+    return False
 
 
 def _gate(block: torch.nn.Module) -> tuple[str, str] | None:
-    """oneDNN's name for the activation of a gated feed-forward block, where the formula above holds: tried on the block, once."""
+    """oneDNN's name for the activation of a gated feed-forward block, or None where a module is no such block."""
     layers = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not hasattr(block, "act_fn") or not all(isinstance(layer, torch.nn.Linear) and _plain(layer) for layer in layers):
+    act = getattr(block, "act_fn", None)
+    if not isinstance(act, torch.nn.Module) or not all(isinstance(layer, torch.nn.Linear) and _plain(layer) for layer in layers):
         return None
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # somebody looks on
+    if not _is_gated(type(block).forward):
         return None
-    if block not in _gates:
-        _gates[block] = _try_gate(block, layers[0])
-    return _gates[block]
+    if act not in _curves:
+        _curves[act] = _activation(act)
+    return _curves[act]
 
 
-def _try_gate(block: torch.nn.Module, gate: torch.nn.Linear) -> tuple[str, str] | None:
-    points, one = torch.linspace(-10, 10, 501)[:, None], torch.ones(1, 1)
-    rows = torch.randn(8, gate.in_features, generator=torch.Generator().manual_seed(0))
+class _Term:
+    """What a block's forward writes down when it is given this in place of numbers."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __mul__(self, other: "_Term") -> "_Term":
+        return _Term(f"{self.text} * {other.text}")
+
+
+@cache
+def _is_gated(forward: Callable) -> bool:
+    """Whether a class's forward is the formula above and nothing else: no clamp, no dropout, no look at a configuration."""
+    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    parts = SimpleNamespace(**{name: (lambda term, name=name: _Term(f"{name}({term.text})")) for name in names})
+    try:
+        said = forward(parts, _Term("x")).text
+    except Exception:  # whatever else it does, a term cannot
+        return False
+    gate, up = "act_fn(gate_proj(x))", "up_proj(x)"
+    return said in (f"down_proj({gate} * {up})", f"down_proj({up} * {gate})")
+
+
+def _activation(act: torch.nn.Module) -> tuple[str, str] | None:
+    points = torch.linspace(-10, 10, 501, dtype=torch.float32, device="cpu")[:, None]
+    one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     with torch.no_grad():
-        curve, right = block.act_fn(points), type(block).forward(block, rows)
-        for unary in (("swish", ""), ("gelu", "tanh"), ("gelu", "none"), ("relu", "")):
+        try:
+            curve = type(act).forward(act, points)  # not a call: nobody's hooks
+        except Exception:  # one that asks for more than numbers
+            return None
+        for unary in _UNARIES:
             found = torch.ops.mkldnn._linear_pointwise(points, one, None, unary[0], [], unary[1])
             if torch.allclose(found, curve, rtol=1e-5, atol=1e-5):
-                found = _forward_gated(block, rows, False, unary)
-                return unary if torch.allclose(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max())) else None
+                return unary
     return None
 
 
@@ -181,12 +235,22 @@ def _forward_4bit(layer, rows: torch.Tensor) -> torch.Tensor:
     return type(layer).forward(layer, rows)
 
 
+def _state(weight: torch.nn.Parameter) -> tuple:
+    return (0 if weight.is_inference() else weight._version, weight.data_ptr())
+
+
 def _pack(weight: torch.nn.Parameter) -> torch.Tensor:
-    state = (0 if weight.is_inference() else weight._version, weight.data_ptr())
     found = _packed.get(weight)
-    if found is None or found[0] != state:
+    if found is None or found[0] != _state(weight):
         with _lock:  # two threads that come together would pack it twice
             found = _packed.get(weight)
-            if found is None or found[0] != state:
-                found = _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
-    return found[1]
+            if found is None or found[0] != _state(weight):
+                copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+                found = _packed[weight] = (_state(weight), sample(weight), copy)
+    return found[2]
+
+
+def _forget_if_changed(weight: torch.nn.Parameter) -> None:
+    with _lock:
+        if (found := _packed.get(weight)) is not None and found[1] != sample(weight):
+            _packed.pop(weight, None)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from prompteol_utils import adapters, files, hardware, planner
-from prompteol_utils.linear import fast_4bit
 from prompteol_utils.registry import MODELS, ModelSpec, Wheel, get_spec
 
 
@@ -246,8 +245,6 @@ def load_model(
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        if place.type == "cpu":
-            fast_4bit(model)
         if spec.head:
             width = _put_head_on(model, spec.head, source, commit)
         if adapter is not None:

@@ -28,6 +28,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
+_before: dict[int, str] = {}  # id of a configuration -> the attention that it names when no batch runs
 
 
 class CannotPackError(RuntimeError):
@@ -92,7 +93,24 @@ def _lend(config) -> Callable:
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
     before, config._attn_implementation = config._attn_implementation, NAME
-    return lambda: setattr(config, "_attn_implementation", before)
+    _before[id(config)] = before
+
+    def undo() -> None:
+        config._attn_implementation = before
+        _before.pop(id(config), None)
+
+    return undo
+
+
+def _own(functions, config) -> Callable:
+    """The model's own attention or mask, for a thread without a batch that calls the model meanwhile."""
+    name = _before.get(id(config), config._attn_implementation)
+    if name not in functions:
+        raise RuntimeError(
+            f"another thread is encoding with this model, and its attention ({name}) cannot be reached meanwhile; "
+            "wait for the other thread, or load the model a second time"
+        )
+    return functions[name]
 
 
 def _last_layer(body: torch.nn.Module) -> torch.nn.Module:
@@ -193,9 +211,13 @@ def run_prefix(body: torch.nn.Module, ids: Sequence[int], layers: Sequence[int])
     return Prefix(len(ids), pairs, [state.float().sum(0) for state in states])
 
 
-def _mask(*, mask_function, device, **_) -> torch.Tensor:
+def _mask(*, mask_function, device, **options) -> torch.Tensor:
     """The model's rule on the positions of the longest row: bool (1, 1, longest, past + longest); shorter rows read its corner."""
     batch = _here.batch
+    if batch is None:
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as functions
+
+        return _own(functions, options["config"])(mask_function=mask_function, device=device, **options)
     longest = max(length for length, _ in batch.runs)
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     queries = torch.arange(batch.past, batch.past + longest, device=device)[None, None, :, None]
@@ -205,7 +227,12 @@ def _mask(*, mask_function, device, **_) -> torch.Tensor:
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options):
     """Attention within each row of the line, and to the prefix: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
-    batch: _Batch = _here.batch
+    batch = _here.batch
+    if batch is None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+
+        own = _own(functions, module.config)
+        return own(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     if unknown := {name for name, option in options.items() if option is not None and name not in _HARMLESS}:
         raise CannotPackError(f"attention with {', '.join(sorted(unknown))}")
     if batch.record is not None:

@@ -80,6 +80,70 @@ def test_the_gpus_benchmark_runs_on_a_processor_too(gpu, monkeypatch, tmp_path, 
     ]
     assert all(row["sentences_per_second"] > 0 and row["gemm_peak_gflops"] > 0 and row["n"] == 6 for row in found)
     assert "opt-125m" in capsys.readouterr().out
+    before = rows.read_bytes()
+    assert run(gpu, monkeypatch, *short) == 0 and rows.read_bytes() == before, "what is there is not measured again"
+
+
+def test_cards_and_sets_of_sentences_are_not_mixed(gpu, tmp_path):
+    from prompteol_utils.results import Store
+
+    key = {"kind": "gpu_bench", "model": "opt-1.3b", "dtype": "bfloat16", "device": "cuda", "layers": None, "origin": "mini", "shots": 0}
+    about = {"share": 0.5, "gemm_peak_gflops": 9e5, "peak_memory_mb": 1.0}
+    store = Store(tmp_path / "gpu.jsonl")
+    for gpu_name, n, number, speeds in (("A", 9, 0, (10, 5)), ("A", 9, 1, (30, 5)), ("B", 9, 0, (80, 20)), ("A", 4, 0, (7, 7))):
+        for engine, speed in zip(gpu.ENGINES, speeds, strict=True):
+            row = {**key, "gpu": gpu_name, "n": n, "round": number, "engine": engine, "sentences_per_second": speed, "smallest_cosine": 1.0}
+            store.append({**row, **about, **provenance()})
+    table = gpu.table(store.path)
+    theirs = table[table["engine"] != "ours"].set_index(["gpu", "n"])["ours_is_faster"]
+    assert theirs.to_dict() == {("A", 9): 4.0, ("B", 9): 4.0, ("A", 4): 1.0}
+    store.append(
+        {
+            **key,
+            "gpu": "C",
+            "n": 9,
+            "round": 0,
+            "engine": "ours",
+            "sentences_per_second": 1,
+            "smallest_cosine": 0.1,
+            **about,
+            **provenance(),
+        }
+    )
+    with pytest.raises(ValueError, match="do not agree"):
+        gpu.table(store.path)
+
+
+def test_the_other_engine_gets_its_best_batch(gpu, monkeypatch):
+    from prompteol_utils import hardware
+
+    class Clock:
+        now = seconds = 0.0
+
+        def __init__(self, device):
+            pass
+
+        def __enter__(self):
+            self.start = Clock.now
+            return self
+
+        def __exit__(self, *error):
+            self.seconds = Clock.now - self.start
+
+    def pass_time(seconds):
+        def run(size):
+            if seconds[size] is None:
+                raise torch.OutOfMemoryError("too large")
+            Clock.now += seconds[size]
+
+        return run
+
+    monkeypatch.setattr(hardware, "Timer", Clock)
+    device = torch.device("cpu")
+    assert gpu._fastest(pass_time({16: 5, 32: 3, 64: 2, 128: 4}), device) == 64
+    assert gpu._fastest(pass_time({16: 5, 32: 3, 64: None}), device) == 32
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu._fastest(pass_time({16: None}), device)
 
 
 def test_a_gpu_that_is_not_there_and_a_shape_that_is_not_known_are_said(gpu, monkeypatch, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -427,3 +428,25 @@ def test_bundled_model_equals_reference(name):
         assert_can_tell(expected)
         for budget in (40, 4_000):
             assert_same(Encoder(loaded, prompt).encode(SENTENCES, batch_tokens=budget), expected)
+
+
+def test_an_adapter_that_is_switched_or_merged_between_calls_is_seen():
+    from peft import LoraConfig, get_peft_model
+
+    loaded, texts = tiny_model("llama"), ["The kettle sings.", "Two boats drift past the empty pier."]
+    encoder_of_base = Encoder(loaded).encode(texts)
+    model = get_peft_model(loaded.model, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))
+    loaded = replace(loaded, model=model.eval())
+    encoder = Encoder(loaded)
+    with model.disable_adapter():
+        base = encoder.encode(texts)
+    apart = encoder.encode(texts)
+    model.merge_adapter()  # writes into the weights without torch's counting it
+    merged = encoder.encode(texts)
+    expected = reference(loaded, "prompteol", texts)
+    for found in (apart, merged):
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected) < np.linalg.norm(expected - base)
+    assert np.linalg.norm(base - encoder_of_base) < 1e-4 * np.linalg.norm(base)

@@ -85,12 +85,23 @@ class Gated(torch.nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(rows)) * self.up_proj(rows))
 
 
-class Sparse(Gated):
-    """One that has the same parts and does something else with them, as Gemma 3n's does."""
+class Clamped(Gated):
+    """The same parts, and on common inputs the same numbers."""
 
     def forward(self, rows):
-        gate = self.gate_proj(rows)
-        return self.down_proj(self.act_fn(torch.relu(gate - gate.std(-1, keepdim=True))) * self.up_proj(rows))
+        return self.down_proj(self.act_fn(self.gate_proj(rows).clamp(max=10)) * self.up_proj(rows))
+
+
+class Dropping(Gated):
+    def forward(self, rows):
+        return torch.nn.functional.dropout(super().forward(rows), 0.5, self.training)
+
+
+class Routed(Gated):
+    """One that needs more than the states."""
+
+    def forward(self, rows, weight=2):
+        return weight * self.down_proj(self.act_fn(self.gate_proj(rows)) * self.up_proj(rows))
 
 
 def operators(block, rows):
@@ -113,17 +124,79 @@ def test_a_gated_block_activates_within_its_products(name, bias):
     assert sum("_linear_pointwise" in name for name in names) == 3 and "aten::mul" not in names
 
 
-def test_blocks_of_another_formula_activation_or_with_onlookers_run_as_they_are():
+@pytest.mark.parametrize("kind", [Clamped, Dropping, Routed])
+def test_blocks_of_another_formula_run_as_they_are(kind):
     torch.manual_seed(1)
-    sparse, tanh, watched = Sparse(torch.nn.SiLU()), Gated(torch.nn.Tanh()), Gated(torch.nn.SiLU())
-    seen, rows = [], 3 * torch.randn(2, 7, 48)
-    watched.up_proj.register_forward_hook(lambda layer, inputs, out: seen.append(out))
-    for block in (sparse, tanh, watched):
-        with torch.inference_mode():
-            expected = block(rows)
-        found, names = operators(block, rows)
-        assert (found - expected).norm() / expected.norm() < 1e-5 and "aten::mul" in names
-    assert len(seen) == 2, "the hook of a layer inside is not passed by"
+    block, rows = kind(torch.nn.SiLU()).eval(), 100 * torch.randn(2, 7, 48)
+    with torch.inference_mode():
+        expected = block(rows)
+    found, names = operators(block, rows)
+    assert (found - expected).norm() / expected.norm() < 1e-5 and "aten::mul" in names
+
+
+class Late(torch.nn.Module):
+    def forward(self, rows, more):
+        return rows * more
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.Softplus()])
+def test_an_activation_that_onednn_does_not_have_is_the_blocks_own(activation):
+    block, rows = Gated(activation), 3 * torch.randn(2, 7, 48)
+    with torch.inference_mode():
+        expected = block(rows)
+    found, names = operators(block, rows)
+    assert (found - expected).norm() / expected.norm() < 1e-5 and "aten::mul" in names
+    assert linear._activation(Late()) is None, "one that cannot be asked"
+
+
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj", "act_fn"])
+def test_nobody_who_looks_on_is_passed_by(name):
+    block, rows, seen = Gated(torch.nn.SiLU()), torch.randn(4, 48), []
+    with torch.inference_mode(), linear.fast_linear(block):
+        before = block(rows)
+        handle = getattr(block, name).register_forward_hook(lambda layer, inputs, out: seen.append(out))
+        assert torch.allclose(block(rows), before, atol=1e-5) and len(seen) == 1, "a hook that came while the context lasts"
+        handle.remove()
+        everywhere = torch.nn.modules.module.register_module_forward_hook(lambda layer, inputs, out: seen.append(out))
+        block(rows)
+        everywhere.remove()
+        assert len(seen) > 4
+
+
+def test_a_forward_put_into_a_block_is_called():
+    block, rows = Gated(torch.nn.SiLU()), torch.randn(4, 48)
+    with torch.inference_mode(), linear.fast_linear(block):
+        before = block(rows)
+        block.up_proj.forward = lambda input: torch.nn.functional.linear(input, block.up_proj.weight) + 7
+        changed = block(rows)
+        del block.up_proj.forward
+        assert not torch.allclose(changed, before, atol=0.1) and torch.allclose(block(rows), before, atol=1e-5)
+    assert not any("forward" in vars(module) for module in block.modules()) and not patches._users
+
+
+def test_layers_are_called_by_name_too():
+    block, rows = Gated(torch.nn.SiLU()), torch.randn(4, 48)
+    with torch.inference_mode(), linear.fast_linear(block):
+        assert torch.allclose(block.up_proj(input=rows), block.up_proj(rows)) and torch.allclose(block(rows=rows), block(rows), atol=1e-6)
+
+
+def test_a_weight_changed_behind_torchs_back_is_packed_again(layers):
+    rows = torch.randn(5, 48)
+    with torch.inference_mode(), linear.fast_linear(layers):
+        layers(rows)
+    layers[0].weight.data.mul_(2)  # as peft merges an adapter
+    with torch.inference_mode():
+        expected = layers(rows)
+        with linear.fast_linear(layers):
+            assert torch.allclose(layers(rows), expected, atol=1e-5)
+
+
+def test_another_default_dtype_or_device_changes_nothing(layers):
+    block, rows = Gated(torch.nn.SiLU()), torch.randn(4, 48)
+    with torch.inference_mode():
+        expected = block(rows)
+        with torch.device("meta"), linear.fast_linear(block):
+            assert torch.allclose(block(rows), expected, atol=1e-5)
 
 
 def test_gradients_flow_through_a_gated_block():
@@ -187,7 +260,6 @@ def four_bits():
         )
         for layer in made[-1]:
             layer.support_avx512bf16_for_cpu = False
-    linear.fast_4bit(made[1])
     return made
 
 
@@ -195,16 +267,20 @@ def four_bits():
 def test_4bit_layers_are_those_of_bitsandbytes(four_bits, shape):
     rows = torch.randn(shape)
     with torch.inference_mode():
-        expected, found = (layers(rows) for layers in four_bits)
+        expected = four_bits[0](rows)
+        with linear.fast_linear(four_bits[1]):
+            found = four_bits[1](rows)
     assert (found - expected).norm() / expected.norm() < 1e-5 and (expected[..., 0, :] - expected[..., 1, :]).norm() > 0.1
-    expected, found = (gradients(layers, rows, nullcontext()) for layers in four_bits)
+    expected, found = (
+        gradients(*both) for both in zip(four_bits, (rows, rows), (nullcontext(), linear.fast_linear(four_bits[1])), strict=True)
+    )
     assert len(found) == len(expected) == 3, "the output, the gradients of the rows and of the bias"
     assert all((one - other).norm() / other.norm() < 1e-5 for one, other in zip(found, expected, strict=True))
 
 
 def test_4bit_layers_go_another_way(four_bits):
     with torch.autograd.profiler.profile() as profile:
-        gradients(four_bits[1], torch.randn(4, 64), nullcontext())
+        gradients(four_bits[1], torch.randn(4, 64), linear.fast_linear(four_bits[1]))
     names = [event.name for event in profile.function_events]
     assert names.count("mkldnn::_linear_pointwise") == 4 and "bitsandbytes::gemm_4bit" not in names
 
@@ -214,5 +290,7 @@ def test_4bit_layers_in_16_bits_are_left_to_bitsandbytes(four_bits):
     for layers in four_bits:
         for layer in layers:
             layer.compute_dtype = torch.bfloat16
-    expected, found = (layers(rows) for layers in four_bits)
+    expected = four_bits[0](rows)
+    with linear.fast_linear(four_bits[1]):
+        found = four_bits[1](rows)
     assert torch.equal(found, expected) and found.dtype == torch.bfloat16

@@ -93,8 +93,43 @@ def test_threads_share_a_model():
     assert wrong == []
 
 
-def test_an_attention_with_more_to_it_is_refused():
+def elsewhere(work):
+    """What `work` returns, or the error it raises, in a thread that has no batch."""
+    found = []
+
+    def run():
+        try:
+            with torch.inference_mode():
+                found.append(work())
+        except RuntimeError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@torch.inference_mode()
+def test_meanwhile_another_thread_calls_the_model_as_it_is(body):
+    expected = alone(body, ROWS[0], 3)
+    with packed._running(body, packed._Batch([3, 2], None, None, ends=True)):
+        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, expected.roll(1, 0), atol=1e-2)
+    assert not packed._before
+
+
+@torch.inference_mode()
+def test_an_attention_out_of_reach_is_said():
+    body = Forward(tiny_model("llama").model).body
+    body.set_attn_implementation("eager")
+    with packed._running(body, packed._Batch([3], None, None)):
+        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(found)
+
+
+def test_an_attention_with_more_to_it_is_refused(monkeypatch):
     query = torch.zeros(1, 2, 3, 4)
-    packed._here.batch = packed._Batch([3], None, None)
+    monkeypatch.setattr(packed._here, "batch", packed._Batch([3], None, None))
     with pytest.raises(packed.CannotPackError, match="softcap"):
         packed._attention(torch.nn.Module(), query, query, query, torch.ones(1, 1, 3, 3, dtype=torch.bool), softcap=50.0, sliding_window=4)
