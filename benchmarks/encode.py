@@ -102,19 +102,25 @@ def engine(name: str, loaded, prompt, options):
     raise ValueError(f"unknown engine {name!r}; allowed: {', '.join(ENGINES)}")
 
 
-def _sentence_transformers(model: str, prompt):
-    """Its Transformer without the chat template, last-token pooling, whole prompts; the fastest of three batch sizes."""
+def sentence_transformer(folder, device: str, body=None):
+    """Its Transformer without the chat template and last-token pooling around a folder's model, or around `body` in its place."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    from prompteol_utils.models import fetch_model
-
     # A chat template would wrap the prompts once more: as text they go in as they are.
     text = {"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}
-    transformer = Transformer(str(fetch_model(model)), module_output_name="token_embeddings", **text)
+    transformer = Transformer(str(folder), module_output_name="token_embeddings", **text)
     transformer.tokenizer.padding_side = "left"
+    transformer.model = transformer.model if body is None else body
     width = transformer.model.config.get_text_config().hidden_size
-    model = SentenceTransformer(modules=[transformer, Pooling(width, "lasttoken")], device="cpu")
+    return SentenceTransformer(modules=[transformer, Pooling(width, "lasttoken")], device=device)
+
+
+def _sentence_transformers(model: str, prompt):
+    """Whole prompts, the fastest of three batch sizes."""
+    from prompteol_utils.models import fetch_model
+
+    model = sentence_transformer(fetch_model(model), "cpu")
     size = []
 
     def encode(texts):

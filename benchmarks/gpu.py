@@ -63,19 +63,12 @@ def sentence_transformers(loaded, prompt):
     """Its modules around the same model object: whole prompts, last-token pooling, the fastest of its batch sizes."""
     import tempfile
 
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-
     from prompteol_utils.tiny import tiny_model
 
-    text = {"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}
     with tempfile.TemporaryDirectory() as folder:  # a small model to load, whose place the real one takes
         tiny_model("opt").model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        transformer = Transformer(folder, module_output_name="token_embeddings", **text)
-    transformer.tokenizer.padding_side = "left"
-    transformer.model = loaded.model.base_model
-    model = SentenceTransformer(modules=[transformer, Pooling(loaded.model.config.hidden_size, "lasttoken")], device=loaded.device)
+        model = encode.sentence_transformer(folder, loaded.device, loaded.model.base_model)
     best: list[int] = []
 
     def run(texts):
