@@ -32,7 +32,7 @@ def fast_linear(body: torch.nn.Module):
         body: The model that will run. Without gradients its weights are packed once where all of its linear layers stay below
             `PACKED_BYTES`, and packed again when the context is entered with other weights; those that are being trained are not.
             4-bit layers that compute in fp32 multiply what they de-quantise to. A feed-forward block that is
-            down(activation(gate(x)) * up(x)) activates and multiplies within the products.
+            down(activation(gate(x)) * up(x)) activates within the product and multiplies in place.
 
     Returns:
         A context manager; one that does nothing where torch has no such kernels. It changes no layer on another device or in another dtype.
@@ -114,7 +114,7 @@ def _forward_gated(block: torch.nn.Module, *inputs, pack: bool, unary: tuple[str
         return type(block).forward(block, *inputs, **options)
     gate, up, down = ((_ready(layer.weight, pack), layer.bias) for layer in layers)
     opened = torch.ops.mkldnn._linear_pointwise(inputs[0], *gate, unary[0], [], unary[1])
-    return _product(torch.ops.mkldnn._linear_pointwise.binary(inputs[0], opened, *up, "mul"), *down)
+    return _product(_product(inputs[0], *up).mul_(opened), *down)  # multiplying within the product is slower (benchmarks/README.md)
 
 
 def _watched(*modules: torch.nn.Module) -> bool:
