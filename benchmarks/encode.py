@@ -5,7 +5,8 @@
     python benchmarks/encode.py --figure docs/bench.png
 
 A row is one engine in one round. `useful` counts the tokens that must be run (after the prefix that all prompts share, no padding) and
-their multiply-adds in linear layers (no head), for every engine alike; `share` is that work over the seconds and the GEMM peak.
+their multiply-adds in linear layers (no head), for every engine alike; `share` is that work over the seconds and the GEMM peak, and
+`share_with_attention` the same with the multiply-adds of attention, between each token and those that it sees.
 """
 
 import argparse
@@ -165,6 +166,15 @@ def useful(encoder, texts: list[str]) -> tuple[int, int]:
     return tokens, sum(module.weight.numel() for module in encoder._forward.body.modules() if isinstance(module, torch.nn.Linear))
 
 
+def attention(encoder, texts: list[str]) -> int:
+    """The multiply-adds of attention for these texts, after the shared prefix: each token with those it sees (sliding windows aside)."""
+    config, ids = encoder._config, encoder.tokenize(list(dict.fromkeys(texts)))
+    shared, heads = encoder._shared_prefix(ids), config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    seen = sum(length * (length + 1) - shared * (shared + 1) for length in map(len, ids)) // 2
+    return 2 * config.num_hidden_layers * width * seen
+
+
 def measure(options) -> dict:
     """One engine, one round, in this process."""
     import numpy as np
@@ -180,9 +190,10 @@ def measure(options) -> dict:
     loaded = load_model(options.model) if needs_torch else None
     known = work_file(options.model, options.shots, texts)
     if options.engine == "reference":  # what is right, and how much work there is
-        tokens, macs = useful(Encoder(loaded, prompt), texts)
+        encoder = Encoder(loaded, prompt)
+        tokens, macs = useful(encoder, texts)
         vectors = engine("reference", loaded, prompt, options)(texts[:REFERENCE])
-        known.write_text(json.dumps({"tokens": tokens, "macs": macs, "vectors": vectors.tolist()}))
+        known.write_text(json.dumps({"tokens": tokens, "macs": macs, "attention": attention(encoder, texts), "vectors": vectors.tolist()}))
         return {}
     peak = gemm_peak(0.5)
     encode = engine(options.engine, loaded, prompt, options)
@@ -200,6 +211,7 @@ def measure(options) -> dict:
         **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": hardware.machine()},
         **{"sentences_per_second": len(texts) / timer.seconds, "useful_tokens_per_second": work["tokens"] / timer.seconds},
         **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "peak_memory_mb": memory / 1e6},
+        "share_with_attention": gflops / peak * (1 + work["attention"] / work["tokens"] / work["macs"]),
         **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": origin()},
     }
     if options.round == 0 and options.pairs:
@@ -271,12 +283,14 @@ def table(path):
         "sentences_per_second",
         "useful_tokens_per_second",
         "share",
+        "share_with_attention",
         "gemm_peak_gflops",
         "peak_memory_mb",
         "smallest_cosine",
         "stsb_dev",
     ]
     keys = ["model", "shots", "engine"]
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *columns])))  # without scores (--pairs 0) a column is missing
     medians = rows.groupby(keys, sort=False)[columns].median().reset_index()
     side = ["model", "shots", "round"]  # of one round: what the machine does changes from hour to hour
     ours = rows[rows["engine"] == "ours"].set_index(side)["sentences_per_second"].rename("ours")

@@ -38,10 +38,11 @@ class Forward:
         self.packs, self.ends = trial(self) if self.causal and has_plain_cache(self.config) else (False, False)
 
     def fingerprint(self) -> list:
-        """Another one when the weights have changed, or an adapter was switched on, off or over; it looks at a sample of each weight."""
+        """Another one when the weights have changed, or an adapter was switched or scaled; it looks at a sample of each weight."""
         weights = [(sample(weight), 0 if weight.is_inference() else weight._version) for weight in self.body.parameters()]
         layers = [module for module in self.body.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]  # peft's
-        return weights + [(layer.disable_adapters, tuple(layer.active_adapters), layer.merged) for layer in layers]
+        switches = ("disable_adapters", "active_adapters", "merged", "scaling")
+        return weights + [tuple(repr(getattr(layer, name, None)) for name in switches) for layer in layers]
 
     def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> "packed.Prefix":
         """Run what all rows begin with, once; only where `packs`."""

@@ -59,6 +59,35 @@ def test_vectors_that_are_not_the_models_are_no_measurement(bench, tmp_path):
         bench.table(rows(tmp_path / "bench.jsonl", smallest_cosine=0.74))
 
 
+def test_rows_without_scores_make_a_table_too(bench, tmp_path):
+    path = rows(tmp_path / "bench.jsonl")
+    path.write_text("".join(json.dumps({k: v for k, v in json.loads(line).items() if k != "stsb_dev"}) + "\n" for line in path.open()))
+    table = bench.table(path)
+    assert len(table) == 2 and table["stsb_dev"].isna().all() and table["share"].notna().all()
+
+
+def test_attentions_work_is_that_of_the_scores_and_sums_that_are_asked_for(bench):
+    """Counted by torch on a model whose only products are attention's, and there once more than half of all pairs is masked."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from prompteol_utils.encoder import Encoder
+    from prompteol_utils.tiny import tiny_model
+
+    loaded = tiny_model("llama")
+    encoder, texts = Encoder(loaded, "prompteol"), ["The kettle sings.", "Two boats drift past the empty pier."]
+    ids = encoder.tokenize(texts)
+    shared, pairs, counted = encoder._shared_prefix(ids), 0, 0
+    loaded.model.set_attn_implementation("eager")
+    for row in ids:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            loaded.model(torch.tensor([row]))
+        products = counter.get_flop_counts()["Global"]
+        counted += sum(flops for name, flops in products.items() if "bmm" in str(name)) // 2  # every token with every other
+        pairs += len(row) ** 2
+    seen = sum(n + 1 for row in ids for n in range(shared, len(row)))
+    assert bench.attention(encoder, texts) == round(counted / pairs * seen)
+
+
 def test_the_reference_is_of_exactly_these_sentences(bench):
     assert bench.work_file("m", 0, ["a", "b"]) == bench.work_file("m", 0, ["a", "b"])
     others = [("m", 0, ["a", "c"]), ("m", 0, ["ab"]), ("m", 1, ["a", "b"]), ("o/m", 0, ["a", "b"])]

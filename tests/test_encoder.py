@@ -430,7 +430,7 @@ def test_bundled_model_equals_reference(name):
             assert_same(Encoder(loaded, prompt).encode(SENTENCES, batch_tokens=budget), expected)
 
 
-def test_an_adapter_that_is_switched_or_merged_between_calls_is_seen():
+def test_an_adapter_that_is_switched_scaled_or_merged_between_calls_is_seen():
     from peft import LoraConfig, get_peft_model
 
     loaded, texts = tiny_model("llama"), ["The kettle sings.", "Two boats drift past the empty pier."]
@@ -443,10 +443,15 @@ def test_an_adapter_that_is_switched_or_merged_between_calls_is_seen():
     encoder = Encoder(loaded)
     with model.disable_adapter():
         base = encoder.encode(texts)
+    layers = [module for module in model.modules() if hasattr(module, "scale_layer")]
+    [layer.scale_layer(0.0) for layer in layers]
+    scaled_away = encoder.encode(texts)
+    [layer.unscale_layer() for layer in layers]
     apart = encoder.encode(texts)
     model.merge_adapter()  # writes into the weights without torch's counting it
     merged = encoder.encode(texts)
     expected = reference(loaded, "prompteol", texts)
     for found in (apart, merged):
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected) < np.linalg.norm(expected - base)
-    assert np.linalg.norm(base - encoder_of_base) < 1e-4 * np.linalg.norm(base)
+    for found in (base, scaled_away):
+        assert np.linalg.norm(found - encoder_of_base) < 1e-4 * np.linalg.norm(base)
