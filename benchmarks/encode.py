@@ -60,8 +60,8 @@ def origin() -> str:
 
 
 def work_file(model: str, shots: int, texts: list[str]) -> Path:
-    """Where the reference's vectors and the work are kept: a file for exactly these sentences."""
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    """Where the reference's vectors and the work are kept: a file for exactly these sentences, and for this script, which writes it."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + "\n".join(texts).encode()).hexdigest()[:12]
     return WORK / f"{model.replace('/', '_')}-{shots}-{digest}.json"
 
 
@@ -157,21 +157,27 @@ def _llama_cpp(model: str, prompt):
     return lambda texts: np.array(llm.embed([prompt.render(text) for text in texts], normalize=False), np.float32)
 
 
+def lengths(encoder, texts: list[str]) -> tuple[list[int], int]:
+    """The tokens of each different text's prompt, and how many of them all prompts begin with."""
+    ids = encoder.tokenize(list(dict.fromkeys(texts)))
+    return [len(row) for row in ids], encoder._shared_prefix(ids)
+
+
 def useful(encoder, texts: list[str]) -> tuple[int, int]:
     """The tokens that must be run for these texts, and the multiply-adds of one token in the linear layers of the model's body."""
     import torch
 
-    ids = encoder.tokenize(list(dict.fromkeys(texts)))
-    tokens = sum(map(len, ids)) - len(ids) * encoder._shared_prefix(ids)
+    counts, shared = lengths(encoder, texts)
+    tokens = sum(counts) - len(counts) * shared
     return tokens, sum(module.weight.numel() for module in encoder._forward.body.modules() if isinstance(module, torch.nn.Linear))
 
 
 def attention(encoder, texts: list[str]) -> int:
     """The multiply-adds of attention for these texts, after the shared prefix: each token with those it sees (sliding windows aside)."""
-    config, ids = encoder._config, encoder.tokenize(list(dict.fromkeys(texts)))
-    shared, heads = encoder._shared_prefix(ids), config.num_attention_heads
+    config, (counts, shared) = encoder._config, lengths(encoder, texts)
+    heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    seen = sum(length * (length + 1) - shared * (shared + 1) for length in map(len, ids)) // 2
+    seen = sum(count * (count + 1) - shared * (shared + 1) for count in counts) // 2
     return 2 * config.num_hidden_layers * width * seen
 
 
