@@ -11,7 +11,7 @@ setup:  ## .venv with the exact pins; does nothing when it is up to date
 
 tutorial: setup  ## run the notebooks in order; executed copies go to build/notebooks
 	@$(VENV_PYTHON) -m prompteol_utils fetch
-	@$(VENV_PYTHON) -m prompteol_utils run $(NB)
+	@$(VENV_PYTHON) -m tools.notebooks run $(NB)
 
 test: setup  ## ruff, pytest, every notebook in the smoke profile, nbval; all of them, even when one fails
 	@$(VENV_PYTHON) tools/test_all.py
@@ -28,14 +28,14 @@ clean:  ## executed copies and caches in this folder; .venv and the models stay
 
 format: setup  ## what ruff and the notebook rules can mend by themselves
 	$(VENV_PYTHON) -m ruff check --fix --quiet .; $(VENV_PYTHON) -m ruff format --quiet .
-	$(VENV_PYTHON) -m prompteol_utils clean
+	$(VENV_PYTHON) -m tools.notebooks clean
 	$(VENV_PYTHON) tools/readme_results.py
 
 check: setup
-	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m prompteol_utils check
+	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m tools.notebooks check
 
 publish: setup  ## run the default profile and write its outputs into notebooks/
-	@$(VENV_PYTHON) -m prompteol_utils run --publish $(NB)
+	@$(VENV_PYTHON) -m tools.notebooks run --publish $(NB)
 
 lock: setup  ## new exact pins; look at the difference before committing it
 	@$(VENV_PYTHON) tools/make_lock.py

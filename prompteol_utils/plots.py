@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from prompteol_utils.results import one_origin
+from prompteol_utils.results.published import one_origin
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _DARK = ("#0072B2", "#000000")  # where white letters are legible

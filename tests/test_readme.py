@@ -40,8 +40,9 @@ def test_no_block_is_left_out(readme):
 
 
 def test_the_bundled_adapter_is_the_one_that_was_scored():
-    from prompteol_utils import adapters, files
+    from prompteol_utils.models import adapters
     from prompteol_utils.results import Store
+    from prompteol_utils.utils import files
 
     place = ROOT / "data" / "adapters" / "nli-nf4-r16"
     name = f"{place.name}@{files.sha256(place / 'adapter_model.safetensors')[:8]}"

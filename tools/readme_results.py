@@ -89,8 +89,7 @@ def sts() -> str:
 def search() -> str:
     """What one of 300 demonstrations does, by model."""
     from prompteol_utils import data
-    from prompteol_utils.search import rank
-    from prompteol_utils.trials import Trials
+    from prompteol_utils.demonstrations import Trials, rank
 
     candidates, lines = data.load_demonstrations(), []
     for file in sorted(RESULTS.glob("search_*.jsonl"), reverse=True):
@@ -107,7 +106,7 @@ def transfer() -> str:
     rows = store("transfer")
     if rows.empty:
         return NOTHING
-    from prompteol_utils.transfer import summarise
+    from prompteol_utils.evaluation import summarise
 
     rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"accuracy": float})
     table = summarise(rows, by=["model", "precision", "system", "solver"])

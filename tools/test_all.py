@@ -10,16 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = "build/nbval"
 PYTHON = sys.executable
-MAKE_COPIES = f"from prompteol_utils import runner; print(len(runner.smoke_copies({COPIES!r})), 'copies')"
 NOISE = "Kernel is running over TCP"
 
 STEPS = {
     "ruff check": ["-m", "ruff", "check", "."],
     "ruff format": ["-m", "ruff", "format", "--check", "."],
-    "notebook rules": ["-m", "prompteol_utils", "check"],
+    "notebook rules": ["-m", "tools.notebooks", "check"],
     "pytest": ["-m", "pytest", "--color=no"],
-    "notebooks (smoke)": ["-m", "prompteol_utils", "run", "--profile", "smoke"],
-    "copies for nbval": ["-c", MAKE_COPIES],
+    "notebooks (smoke)": ["-m", "tools.notebooks", "run", "--profile", "smoke"],
+    "copies for nbval": ["-m", "tools.notebooks", "copies", COPIES],
     "nbval": ["-m", "pytest", "--nbval-lax", "--nbval-cell-timeout", "900", "-p", "no:cacheprovider", "--color=no", COPIES],
 }
 SUMMARY = re.compile(r"^(=+ )?\d+ (passed|failed|error|skipped|deselected).* in [\d.]+s|^no tests ran")

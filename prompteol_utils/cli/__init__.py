@@ -1,0 +1,1 @@
+"""The command line: `prompteol`, or `python -m prompteol_utils`."""

@@ -1,0 +1,287 @@
+"""From embeddings to classification accuracy, as the paper measures transfer: a linear classifier on frozen vectors.
+
+Everything takes any function that turns a list of sentences into an array. How a task is cut is SentEval's: nested cross-validation
+where it has no test set, cross-validation on the training set where it has one, a development set where it has that.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from prompteol_utils.data.transfer import TRANSFER_TASKS, Labelled, load_transfer, stratified
+from prompteol_utils.evaluation.probes import GRID, SOLVERS, Fits, Problem
+from prompteol_utils.evaluation.sts import embed
+from prompteol_utils.results.published import one_origin
+
+Encode = Callable[[list[str]], np.ndarray]
+SEED = 1111  # SentEval's
+
+
+def evaluate_transfer(
+    encode: Encode,
+    tasks: "str | Labelled | Sequence[str | Labelled]" = TRANSFER_TASKS,
+    *,
+    solvers: Sequence[str] = ("senteval",),
+    seeds: Sequence[int] = (SEED,),
+    folds: int = 10,
+    root: str | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """Score an encoder on classification tasks.
+
+    Args:
+        encode: Takes n distinct sentences, returns an array (n, d). It is called once a task.
+        tasks: Names, or what `load_transfer` returned.
+        solvers: "senteval" (the paper's) and "lbfgs" (scikit-learn's, features scaled inside the fold).
+        seeds: Of the folds and of the classifier; a row for each.
+        folds: Of the outer and of the inner cross-validation.
+        root: As in `load_transfer`, for tasks given by name.
+        limit: As in `load_transfer`, for tasks given by name.
+
+    Returns:
+        One row a task, solver and seed: task, solver, seed, accuracy (x 100, the mean over folds where there are folds), fold_std (their
+        standard deviation, else NaN), dev_accuracy (what chose the l2), l2 (a list, one for each outer fold), folds, n_train, n_test,
+        origin, text_form, encode_seconds, classifier_seconds.
+
+    Raises:
+        TypeError: `encode` cannot be called.
+        ValueError: Unknown task or solver; the array has another shape, or an embedding is not finite.
+
+    Source: the transfer experiments of the paper; SentEval's senteval/tools/validation.py. Built in notebook 05.
+    """
+    if wrong := [solver for solver in solvers if solver not in SOLVERS]:
+        raise ValueError(f"unknown solver {wrong[0]!r}; allowed: {', '.join(SOLVERS)}")
+    rows = []
+    for task in [tasks] if isinstance(tasks, str | Labelled) else tasks:
+        loaded = load_transfer(task, root=root, limit=limit) if isinstance(task, str) else task
+        start = time.perf_counter()
+        x = features(encode, loaded)
+        seconds = time.perf_counter() - start
+        rows += [
+            score(x, loaded, solver=solver, seed=seed, folds=folds) | {"encode_seconds": round(seconds, 2)}
+            for solver in solvers
+            for seed in seeds
+        ]
+    return pd.DataFrame(rows)
+
+
+def features(encode: Encode, task: Labelled) -> np.ndarray:
+    """What the classifier sees: the embedding u of a sentence, or [|u - v|, u * v] of a pair (MRPC).
+
+    Args:
+        encode: As in `evaluate_transfer`; it gets each distinct sentence once.
+        task: n sentences or pairs.
+
+    Returns:
+        float32 (n, d), or (n, 2 d) for pairs.
+
+    Raises:
+        TypeError, ValueError: As in `evaluate_transfer`.
+    """
+    index = {sentence: i for i, sentence in enumerate(task.sentences)}
+    vectors = embed(encode, list(index)).astype(np.float32, copy=False)
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        raise ValueError(f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN or infinity")
+    u = vectors[[index[sentence] for sentence in task.text]]
+    if not task.text2:
+        return u
+    v = vectors[[index[sentence] for sentence in task.text2]]
+    return np.concatenate([np.abs(u - v), u * v], axis=1)
+
+
+def score(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10) -> dict:
+    """One row of `evaluate_transfer`, without the time of encoding.
+
+    Args:
+        x: float32 (n, d), from `features`.
+        task: The task.
+        solver: A name in `probes.SOLVERS`.
+        seed: Of folds and classifier.
+        folds: Of the outer and the inner cross-validation.
+    """
+    start = time.perf_counter()
+    found = classify(x, task, solver=solver, seed=seed, folds=folds)
+    seconds = time.perf_counter() - start
+    by_fold = found.assign(right=found["predicted"] == found["label"]).groupby("fold", sort=False)
+    accuracies = 100 * by_fold["right"].mean()
+    return {
+        "task": task.name,
+        "solver": solver,
+        "seed": seed,
+        "accuracy": accuracies.mean(),
+        "fold_std": accuracies.std(ddof=0) if len(accuracies) > 1 else np.nan,
+        "dev_accuracy": 100 * by_fold["dev_accuracy"].first().mean(),
+        "l2": by_fold["l2"].first().tolist(),
+        "folds": folds,
+        "n_train": task.sizes.get("train", len(task)),
+        "n_test": len(found),
+        "origin": task.origin,
+        "text_form": task.text_form,
+        "classifier_seconds": round(seconds, 2),
+    }
+
+
+def classify(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10) -> pd.DataFrame:
+    """Predict every sentence that is tested, by a classifier that has seen neither it nor its fold.
+
+    The strength of regularisation is chosen inside the training rows, by their own folds (or by the dev rows that a task brings).
+
+    Args:
+        x: float32 (n, d), from `features`.
+        task: The task.
+        solver: A name in `probes.SOLVERS`.
+        seed: Of folds and classifier.
+        folds: Of the outer and the inner cross-validation.
+
+    Returns:
+        One row a tested sentence: index (its position in the task), fold, label, predicted, l2 and dev_accuracy (of its fold's choice).
+
+    Raises:
+        ValueError: Unknown solver, x and the task differ in length, or too few sentences for two folds.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")
+    if len(x) != len(task):
+        raise ValueError(f"{task.name} has {len(task)} sentences and x {len(x)} rows")
+    y, split, order = task.label, np.asarray(task.split), senteval_order(task)
+    part = {name: order[split[order] == name] for name in task.sizes}
+
+    def fit(problems: list[Problem]) -> Fits:
+        return SOLVERS[solver](x, y, problems, classes=len(task.label_names), seed=seed)
+
+    if "dev" in part:
+        fits, tests = fit([Problem(part["train"], part["dev"], GRID[solver])]), [part["test"]]
+        chosen = [_best(fits.dev, solver)]
+        predicted = [fits.predict(x[part["test"]], 0, GRID[solver].index(chosen[0][0]))]
+    else:
+        outer = [(part["train"], part["test"])] if "test" in part else _folds(part["all"], y, folds, seed)
+        inner = [_folds(train, y, folds, seed) for train, _ in outer]
+        fits = fit([Problem(train, dev, GRID[solver]) for cut in inner for train, dev in cut])
+        ends = np.cumsum([0, *map(len, inner)])
+        chosen = [_best(fits.dev[first:last], solver) for first, last in pairwise(ends)]
+        fits = fit([Problem(train, None, (l2,)) for (train, _), (l2, _) in zip(outer, chosen, strict=True)])
+        tests = [test for _, test in outer]
+        predicted = [fits.predict(x[test], fold) for fold, test in enumerate(tests)]
+    found = [
+        pd.DataFrame({"index": test, "fold": fold, "label": y[test], "predicted": guess, "l2": l2, "dev_accuracy": dev})
+        for fold, (test, guess, (l2, dev)) in enumerate(zip(tests, predicted, chosen, strict=True))
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def few_labels(
+    x: np.ndarray, task: Labelled, sizes: Sequence[int], *, seeds: Sequence[int] = (0, 1, 2), folds: int = 5, solver: str = "lbfgs"
+) -> pd.DataFrame:
+    """Accuracy by the number of labelled sentences: a learning curve.
+
+    Args:
+        x: float32 (n, d), from `features`.
+        task: The task. One without a test set gives a fifth of its sentences (the same for all sizes and seeds) as such.
+        sizes: How many training sentences; those beyond the training set become all of it.
+        seeds: Of the choice of training sentences, which keeps the proportions of the classes.
+        folds: Inside the training sentences, to choose the strength of regularisation.
+        solver: A name in `probes.SOLVERS`.
+
+    Returns:
+        One row a size and seed: task, size, seed, accuracy (x 100), n_test, origin, text_form.
+
+    Raises:
+        ValueError: As in `classify`.
+
+    Built in notebook 05.
+    """
+    split = np.asarray(task.split)
+    if reported_split(task) == "test":
+        pool, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+    else:
+        test = stratified(task.label, len(task) // 5, SEED)
+        pool = np.setdiff1d(np.arange(len(task)), test)
+    rows = []
+    for size in sorted({min(size, len(pool)) for size in sizes}):
+        for seed in seeds:
+            train = pool[stratified(task.label[pool], size, seed)]
+            marks = tuple(["train"] * len(train) + ["test"] * len(test))
+            at = np.concatenate([train, test])
+            part = task.take(at.tolist())
+            part = Labelled(part.name, part.text, part.text2, part.label, marks, part.label_names, part.origin, part.text_form)
+            row = score(x[at], part, solver=solver, seed=seed, folds=folds)
+            rows.append({name: row[name] for name in ("task", "seed", "accuracy", "n_test", "origin", "text_form")} | {"size": size})
+    return pd.DataFrame(rows)
+
+
+def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFrame:
+    """Accuracies of several tasks side by side.
+
+    Args:
+        rows: From `evaluate_transfer` or a store.
+        by: What the lines of the table differ in.
+
+    Returns:
+        Index `by`, a column for each task: the mean over seeds; `avg`, the mean of the seven, only where there are all seven.
+
+    Raises:
+        ValueError: Rows of different sets or forms of text would stand in one column.
+    """
+    one_origin(rows, "task")
+    table = rows.pivot_table(index=list(by), columns="task", values="accuracy", sort=False)
+    table = table[[task for task in TRANSFER_TASKS if task in table]]
+    table["avg"] = table.mean(axis=1, skipna=False) if table.shape[1] == len(TRANSFER_TASKS) else np.nan
+    return table
+
+
+def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.DataFrame:
+    """How far accuracies scatter: between the folds of one run, and between runs with other folds and first weights.
+
+    Args:
+        rows: From `evaluate_transfer` or a store.
+        by: What the lines of the table differ in.
+
+    Returns:
+        Index `by`; accuracy (the mean over seeds), fold_std (their mean; NaN without folds), seed_std (of the means over folds, with
+        n - 1 in the denominator; NaN for a single seed), seeds (how many) and n_test.
+
+    Raises:
+        ValueError: Rows of different sets, forms of text or sizes would be averaged.
+
+    Built in notebook 05.
+    """
+    one_origin(rows, "task")
+    groups = rows.groupby(list(by), sort=False)
+    if (mixed := groups["n_test"].nunique() > 1).any():
+        raise ValueError(f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows")
+    columns = {"accuracy": ("accuracy", "mean"), "fold_std": ("fold_std", "mean"), "seed_std": ("accuracy", "std")}
+    return groups.agg(**columns, seeds=("seed", "nunique"), n_test=("n_test", "first"))
+
+
+def reported_split(task: Labelled) -> str:
+    """The split that an accuracy is of: "test" where there is one, else "all", the sentences that cross-validation goes through."""
+    return "test" if "test" in task.sizes else "all"
+
+
+def senteval_order(task: Labelled) -> np.ndarray:
+    """SentEval sorts by length before it cuts folds and makes batches; in its order, our folds are its folds."""
+    second = task.text2 or task.text
+    keys = [(len(a.split()), len(b.split()), y) for a, b, y in zip(task.text, second, task.label.tolist(), strict=True)]
+    return np.array(sorted(range(len(task)), key=keys.__getitem__))
+
+
+def _folds(rows: np.ndarray, y: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified folds of these rows: [(rows to train on, rows to test on)]; fewer where no class has as many sentences."""
+    count = min(folds, int(np.bincount(y[rows]).max()))
+    if count < 2:
+        raise ValueError(f"{len(rows)} sentences with {count} in the largest class cannot be cut into folds; take more")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # ABBR is rare; SentEval cuts all the same
+        cut = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, y[rows])
+        return [(rows[train], rows[test]) for train, test in cut]
+
+
+def _best(dev: np.ndarray, solver: str) -> tuple[float, float]:
+    """The strength with the best mean accuracy over inner folds (P, G), rounded as SentEval rounds it; of equals the first."""
+    means = np.round(100 * dev.mean(axis=0), 2)
+    return GRID[solver][int(np.argmax(means))], float(means.max() / 100)

@@ -1,0 +1,11 @@
+"""Grids of measurements, and the tables of the paper as commands."""
+
+from prompteol_utils._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "reproduction": ["Reproduction", "reproductions", "get_reproduction", "cost", "reproduce", "reproduce_transfer", "states"],
+        "sweep": ["grid", "by_precision", "cell_key", "row_key", "measure"],
+    },
+)

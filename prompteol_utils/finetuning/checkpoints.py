@@ -1,0 +1,75 @@
+"""The folder of one training run: whose it is, and its last good checkpoint, which a kill or a full disk leaves whole."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from prompteol_utils.utils import files
+
+_RUN, _CHECKPOINT, _BATCH = "run.json", "checkpoint.pt", "bad_batch.json"
+
+
+def claim(out: str | os.PathLike, run: dict) -> Path:
+    """Take a folder for a run, or find it taken by the same run.
+
+    Args:
+        out: The folder; made if missing.
+        run: All that decides the run's numbers, as plain values: settings, model, data.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: It holds another run (the differences are named), or files that are no run. Nothing is overwritten.
+    """
+    out, run = Path(out), json.loads(json.dumps(run))  # as a file gives them back
+    if (out / _RUN).is_file():
+        before = json.loads((out / _RUN).read_text(encoding="utf-8"))
+        names = [name for name in before | run if before.get(name) != run.get(name)]
+        if names:
+            changed = "; ".join(f"{name} was {before.get(name)!r:.80}, now {run.get(name)!r:.80}" for name in names)
+            raise ValueError(f"{str(out)!r} holds another run ({changed}). Choose another folder, or delete this one")
+        return out
+    if out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
+        raise ValueError(f"{str(out)!r} holds files that are no training run; choose another folder")
+    with files.atomic_file(out / _RUN, "w") as file:
+        json.dump(run, file, indent=1, ensure_ascii=False)
+    return out
+
+
+def save(out: Path, state: dict) -> None:
+    """Replace the checkpoint, atomically.
+
+    Args:
+        out: The run's folder.
+        state: Tensors and plain values; "step" is among them.
+
+    Raises:
+        files.CacheError: The disk is full or the folder read-only. The checkpoint before is whole.
+    """
+    try:
+        with files.atomic_file(out / _CHECKPOINT) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+        kept = load(out)
+        before = f"the one of step {kept['step']} is whole" if kept else "there was none before"
+        raise files.CacheError(
+            f"the checkpoint of step {state['step']} could not be written to {out} ({str(error).splitlines()[0]}); {before}. "
+            "Free some space and start the same run again: it goes on from there"
+        ) from error
+
+
+def load(out: Path) -> dict | None:
+    """The last checkpoint, on the CPU; None before the first."""
+    if not (out / _CHECKPOINT).is_file():
+        return None
+    return torch.load(out / _CHECKPOINT, map_location="cpu", weights_only=True)
+
+
+def save_batch(out: Path, batch: dict) -> Path:
+    """Keep the batch at which training stopped, to look at."""
+    with files.atomic_file(out / _BATCH, "w") as file:
+        json.dump(batch, file, indent=1, ensure_ascii=False)
+    return out / _BATCH

@@ -1,0 +1,12 @@
+"""The store of finished work: records with provenance, cached embeddings, published numbers."""
+
+from prompteol_utils._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "embedding_cache": ["EmbeddingCache"],
+        "published": ["paper_table", "compare", "one_origin", "PAPER"],
+        "store": ["provenance", "check_row", "Store"],
+    },
+)

@@ -1,0 +1,109 @@
+"""Numbers published in papers, and what may be compared with them."""
+
+import math
+import re
+
+import pandas as pd
+
+from prompteol_utils.results.store import _whole
+from prompteol_utils.utils.files import DATA
+
+PAPER = DATA / "paper"
+
+
+SAME = (
+    "model",
+    "prompt",
+    "demonstrations",
+    "quantization",
+    "adapter",
+    "pooling",
+    "layer",
+    "split",
+    "n",
+    "origin",
+    "text_form",
+    "aggregation",
+)
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """A table of published numbers, each row with its source.
+
+    Args:
+        name: "sts" (tables of the paper, with and without fine-tuning), "demonstrations", "transfer", "followups" or "text_facts";
+            described in data/README.md.
+
+    Raises:
+        ValueError: no such table; the message lists them.
+    """
+    file = PAPER / f"{name}.csv"
+    if not re.fullmatch(r"\w+", name) or not file.is_file():
+        raise ValueError(f"unknown paper table {name!r}; there are: {', '.join(sorted(one.stem for one in PAPER.glob('*.csv')))}")
+    table = pd.read_csv(file)
+    texts = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
+    return table.fillna(dict.fromkeys(texts, ""))
+
+
+def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Our STS rows beside published ones of the same task.
+
+    A difference is filled in only where both are the same measurement: every field of ``SAME`` agrees (model, prompt, the set and its
+    size, the way subsets are put together). Anywhere else the published number is context, and the difference is NaN.
+
+    Args:
+        ours: rows of a store; ``spearman`` is taken, which is the "all" aggregation.
+        paper: rows of ``paper_table("sts")``, those that are to stand beside ours.
+
+    Returns:
+        Columns model, prompt, task, system, ours, paper, difference; one row for each pair of ours and published.
+    """
+    for frame, name, needed in ((ours, "ours", ("model", "prompt", "task", "spearman")), (paper, "paper", ("system", "task", "score"))):
+        if missing := [column for column in needed if column not in frame.columns]:
+            raise ValueError(f"{name} lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    published: dict[str, list[dict]] = {}
+    for row in paper.to_dict("records"):
+        published.setdefault(row["task"], []).append(row)
+    rows = []
+    for row in ours.to_dict("records"):
+        for other in published.get(row["task"], [{"system": "", "score": math.nan}]):
+            same = all(_alike({"aggregation": "all"} | row, name) == _alike(other, name) for name in SAME)
+            difference = row["spearman"] - other["score"] if same else math.nan
+            both = {"system": other["system"], "ours": row["spearman"], "paper": other["score"], "difference": difference}
+            rows.append({name: row[name] for name in ("model", "prompt", "task")} | both)
+    return pd.DataFrame(rows, columns=["model", "prompt", "task", "system", "ours", "paper", "difference"])
+
+
+def _alike(row: dict, name: str) -> str:
+    """A field in the form a CSV has it: nothing is "", a list of demonstrations is joined, 3 is 3.0; the hub has SentEval's own files."""
+    value = row.get(name)
+    if name == "origin" and value == "hub":
+        return "senteval"
+    if isinstance(value, list | tuple):
+        return " | ".join(map(str, value))
+    return "" if value is None or value != value else str(_whole(value))
+
+
+def one_origin(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
+    """Refuses to show scores of different sets, text forms or weights as if they could be compared. Tables and plots call it.
+
+    Args:
+        frame: rows of scores; of ``origin``, ``text_form`` and ``weight_origin``, those that it has are looked at.
+        column: the field whose values become separate columns; None: all rows stand in one. In one column there is one origin, one
+            text form a task (SentEval's SICK keeps its upper case, the other sets do not) and one weight origin a model.
+
+    Returns:
+        The frame itself.
+
+    Raises:
+        ValueError: one of them is mixed; names the values.
+    """
+    for field, within in (("origin", None), ("text_form", "task"), ("weight_origin", "model")):
+        by = [name for name in (column, within) if name is not None and (name == column or name in frame.columns)]
+        for where, values in (
+            frame.groupby(by, dropna=False, sort=False)[field] if by and field in frame.columns else [((), frame.get(field, []))]
+        ):
+            if len(kinds := sorted({str(one) for one in values})) > 1:
+                place = " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True)) or "one column"
+                raise ValueError(f"{field} is mixed within {place}: {', '.join(kinds)}; show them in separate columns, or leave one out")
+    return frame

@@ -1,0 +1,134 @@
+"""Rows laid end to end give what each row gives alone, behind whatever prefix, and leave the model as it was."""
+
+import threading
+
+import pytest
+import torch
+
+from prompteol_utils.encoder import Forward, packing
+from prompteol_utils.models import tiny_model
+
+ROWS = [list(range(20, 29)), list(range(40, 49)), list(range(60, 65)), [77, 78, 79, 80, 81], [90]]
+PREFIX = [5, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.fixture(params=["opt", "llama", "mistral", "gemma3", "gpt-neox"])
+def body(request):
+    return Forward(tiny_model(request.param).model).body
+
+
+def alone(body, row, layer):
+    with torch.inference_mode():
+        out = body(input_ids=torch.tensor([row]), output_hidden_states=True)
+    return out.hidden_states[layer][0]
+
+
+@torch.inference_mode()
+def test_rows_are_what_they_are_alone(body):
+    prefix = packing.run_prefix(body, PREFIX, [3, 1])
+    last, first = packing.run(body, ROWS, prefix, [3, 1])
+    for states, layer in ((last, 3), (first, 1)):
+        for row, found in zip(ROWS, states.split([len(row) for row in ROWS]), strict=True):
+            assert torch.allclose(found, alone(body, PREFIX + row, layer)[len(PREFIX) :], atol=1e-4, rtol=1e-4)
+    assert torch.allclose(prefix.sums[1], alone(body, PREFIX, 1).sum(0), atol=1e-4, rtol=1e-4)
+    swapped = packing.run(body, ROWS[1::-1], prefix, [3])[0]
+    assert not torch.allclose(swapped, last[: len(swapped)], atol=1e-2), "two different rows differ"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("behind", [True, False])
+def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
+    prefix = packing.run_prefix(body, PREFIX, [3]) if behind else None
+    at, seen = torch.tensor([len(row) for row in ROWS]).cumsum(0) - 1, []
+    whole = packing.run(body, ROWS, prefix, [3])[0]
+    linear = [module for name, module in body.named_modules() if ".2." in name and isinstance(module, torch.nn.Linear)]
+    hooks = [module.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel())) for module in linear]
+    found = packing.run(body, ROWS, prefix, [3], ends=True)[0]
+    [hook.remove() for hook in hooks]
+    assert torch.allclose(found[at], whole[at], atol=1e-4, rtol=1e-4) and found.shape == whole.shape
+    assert seen[-1] == len(ROWS) and sum(seen) < len(linear) * len(whole), "the layer's last product is on the last tokens alone"
+    assert torch.equal(packing.run(body, ROWS, prefix, [3])[0], whole), "nothing of it stays behind"
+
+
+@torch.inference_mode()
+def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
+    body, found = Forward(tiny_model("llama").model).body, []
+    bias = packing._bias
+    monkeypatch.setattr(packing, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
+    packing.run(body, ROWS, packing.run_prefix(body, PREFIX, [3]), [3])
+    lengths = len({len(row) for row in ROWS})
+    assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, "the prefix, and each length of row"
+
+
+@torch.inference_mode()
+def test_the_model_is_left_as_it_was(body):
+    def hooks():
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in body.modules())
+
+    before, hooked = body.config._attn_implementation, hooks()
+    for ends in (False, True):
+        packing.run(body, ROWS, None, [3], ends=ends)
+        with pytest.raises(IndexError):
+            packing.run(body, [[10_000]], None, [3], ends=ends)
+    assert body.config._attn_implementation == before == "sdpa"
+    assert hooks() == hooked
+    assert torch.equal(alone(body, ROWS[0], 3), alone(body, ROWS[0], 3))
+
+
+def test_threads_share_a_model():
+    body = Forward(tiny_model("llama").model).body
+    expected, wrong = packing.run(body, ROWS, None, [3])[0].detach(), []
+
+    def work(rows):
+        with torch.inference_mode():
+            for _ in range(20):
+                found = packing.run(body, rows, None, [3])[0]
+                if not torch.allclose(found, expected[: len(found)], atol=1e-4):
+                    wrong.append(len(rows))
+
+    threads = [threading.Thread(target=work, args=(ROWS[:n],)) for n in (1, 2, 5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert wrong == []
+
+
+def elsewhere(work):
+    """What `work` returns, or the error it raises, in a thread that has no batch."""
+    found = []
+
+    def run():
+        try:
+            with torch.inference_mode():
+                found.append(work())
+        except RuntimeError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@torch.inference_mode()
+def test_meanwhile_another_thread_calls_the_model_as_it_is(body):
+    expected = alone(body, ROWS[0], 3)
+    with packing._running(body, packing._Batch([3, 2], None, None, ends=True)):
+        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, expected.roll(1, 0), atol=1e-2)
+    assert not packing._before
+
+
+@torch.inference_mode()
+def test_an_attention_out_of_reach_is_said():
+    body = Forward(tiny_model("llama").model).body
+    body.set_attn_implementation("eager")
+    with packing._running(body, packing._Batch([3], None, None)):
+        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(found)
+
+
+def test_an_attention_with_more_to_it_is_refused(monkeypatch):
+    query = torch.zeros(1, 2, 3, 4)
+    monkeypatch.setattr(packing._here, "batch", packing._Batch([3], None, None))
+    with pytest.raises(packing.CannotPackError, match="softcap"):
+        packing._attention(torch.nn.Module(), query, query, query, torch.ones(1, 1, 3, 3, dtype=torch.bool), softcap=50.0, sliding_window=4)

@@ -1,0 +1,149 @@
+"""Batches that run at once on a CPU's threads: the same vectors, and nothing left behind in what the threads share."""
+
+import itertools
+import threading
+import time
+import types
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from prompteol_utils.encoder import Encoder, batching, packing, patching, reference
+from prompteol_utils.models import tiny_model
+
+SENTENCES = [f"{'The tide comes in. ' * (n % 7 + 1)}Boat {n} leaves the harbour." for n in range(48)]
+SMALL = 64  # tokens in a batch: many batches
+
+
+@pytest.fixture(autouse=True)
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """The first four batches wait for each other, each set and none run yet; the list holds a thread's name for each batch."""
+    barrier, names, running = threading.Barrier(4), [], packing._running
+
+    @contextmanager
+    def waiting(body, batch):
+        with running(body, batch):
+            if threading.current_thread() is not threading.main_thread():
+                names.append(threading.current_thread().name)
+                if len(names) <= 4:
+                    barrier.wait(timeout=60)
+            yield
+
+    monkeypatch.setattr(packing, "_running", waiting)
+    return names
+
+
+def seen(encoder, vectors):
+    """Relative error against the plain loop."""
+    expected = reference(encoder.loaded, encoder.prompt, SENTENCES)
+    return np.linalg.norm(vectors - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("prompt", ["prompteol", "mean"])
+def test_batches_at_once_give_the_same_vectors(together, architecture, prompt):
+    encoder = Encoder(tiny_model(architecture), prompt)
+    assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
+    assert len(set(together)) == 4 and len(together) > 8
+
+
+def test_one_batch_for_all_threads_is_seen(monkeypatch, together):
+    encoder = Encoder(tiny_model("llama"))
+    monkeypatch.setattr(packing, "_here", types.SimpleNamespace())
+    try:
+        wrong = seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) > 1e-2
+    except Exception:  # which one hangs on how the threads meet: a batch finds another's rows, keys held, or no batch at all
+        wrong = True
+    assert wrong
+    assert len(together) >= 4
+
+
+def test_last_tokens_only_and_all_layers_at_once():
+    """One thread cuts the last layer to its rows' last tokens, the other reads all tokens of every layer."""
+    loaded, found = tiny_model("llama"), {}
+    last, means = Encoder(loaded), Encoder(loaded, "mean")
+    expected = last.encode(SENTENCES[:12]), means.encode_layers(SENTENCES[:12])
+
+    def keep(name, encode):
+        found[name] = [encode(SENTENCES[:12], batch_tokens=SMALL) for _ in range(10)]
+
+    threads = [threading.Thread(target=keep, args=args) for args in (("last", last.encode), ("means", means.encode_layers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.allclose(one, expected[0], rtol=1e-4, atol=1e-5) for one in found["last"])
+    assert all(np.allclose(one, expected[1], rtol=1e-4, atol=1e-5) for one in found["means"])
+
+
+def test_nothing_is_left_behind(together):
+    loaded = tiny_model("llama")
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in loaded.model.modules())
+    name = loaded.model.config._attn_implementation
+    Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL)
+    assert together
+    assert loaded.model.config._attn_implementation == name != packing.NAME
+    assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in loaded.model.modules())
+    assert not patching._users and torch.get_num_threads() == 4
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start(), thread.join()
+    assert later == [4], "a thread that starts later"
+
+
+def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
+    encoder = Encoder(tiny_model("llama"))
+    encoder.encode(SENTENCES)  # the prefix
+    run, calls, counter = packing.run, [], itertools.count(1)
+
+    def failing(*args, **options):
+        calls.append(number := next(counter))
+        if number == 3:
+            raise RuntimeError("the third batch")
+        if number > 3:
+            time.sleep(0.02)  # the call ends while others still wait for their turn
+        return run(*args, **options)
+
+    monkeypatch.setattr(packing, "run", failing)
+    with pytest.raises(RuntimeError, match="the third batch"):
+        encoder.encode(SENTENCES, batch_tokens=8)
+    assert len(calls) < len(SENTENCES) and not patching._users and torch.get_num_threads() == 4
+    monkeypatch.setattr(packing, "run", run)
+    assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
+
+
+def test_threads_are_shared_out_and_few_batches_get_all_of_them():
+    def side_by_side(run, batches):
+        return batching.side_by_side(run, batches, batching.streams(len(batches)))
+
+    def run(batch):
+        return batch, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+
+    torch.set_num_threads(5)
+    many = list(side_by_side(run, [[n] for n in range(40)]))
+    assert many == [([n], 1, False) for n in range(40)]
+    assert list(side_by_side(run, [[n] for n in range(9)])) == [([n], 5, True) for n in range(9)]
+    torch.set_num_threads(1)
+    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 1, True) for n in range(40)]
+    torch.set_num_threads(batching.STREAMS * 2)
+    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 2, False) for n in range(40)]
+
+
+def test_int8_layers_keep_their_work_in_themselves_and_run_alone(monkeypatch):
+    def alone(run, batches, streams):
+        return map(run, batches) if streams == 1 else pytest.fail("several batches at once")
+
+    monkeypatch.setattr(batching, "side_by_side", alone)
+    loaded = tiny_model("llama")
+    object.__setattr__(loaded, "quantization", "int8")
+    assert Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL).shape[0] == len(SENTENCES)

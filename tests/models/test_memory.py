@@ -1,0 +1,157 @@
+"""Estimates: counted weights equal real ones, more is never cheaper, and a model that does not fit says so before it loads."""
+
+import dataclasses
+
+import pytest
+import torch
+import transformers
+
+from prompteol_utils.models import MODELS, load_model, memory, save_tiny, tiny_model
+from prompteol_utils.models.tiny import ARCHITECTURES
+from prompteol_utils.utils import devices
+
+GB = 1e9
+
+
+@pytest.mark.parametrize("architecture", ["opt", "opt-350m", "llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt-neox"])
+def test_counted_weights_are_the_models(architecture):
+    """On models wide enough that norms, biases and positions are the hundredth that the planner leaves out."""
+    fields = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 64, "intermediate_size": 1024, "ffn_dim": 1024}
+    own = {**ARCHITECTURES[architecture][1]}
+    config = {name: value for name, value in fields.items() if name in own} | (
+        {"word_embed_proj_dim": 256} if architecture == "opt" else {}
+    )
+    model = tiny_model(architecture, **config).model
+    shape = memory.shape_of(model.config)
+    shape = dataclasses.replace(shape, tied=model.config.tie_word_embeddings)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(memory.parameters(shape).values()) == pytest.approx(real, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["opt-1.3b", "opt-350m", "llama-7b", "qwen3-0.6b", "pythia-1b"])
+def test_numbers_of_a_row_build_its_model(name):
+    """The row's numbers put into transformers' configuration give a model (without memory for it) of the estimated size."""
+    spec, shape = MODELS[name], MODELS[name].shape
+    config_class = getattr(transformers, ARCHITECTURES[spec.architecture][0])
+    fields = {"vocab_size": shape.vocab, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+              "max_position_embeddings": shape.positions, "tie_word_embeddings": shape.tied, "intermediate_size": shape.ffn}  # fmt: skip
+    if spec.architecture.startswith("opt"):
+        fields |= {"ffn_dim": shape.ffn, "word_embed_proj_dim": shape.embedding}
+    if spec.architecture == "qwen3":
+        fields |= {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config_class(**fields))
+    assert memory.estimate_memory(spec, bits=16, batch_tokens=1).weights == pytest.approx(2 * model.num_parameters(), rel=0.02)
+
+
+def test_known_sizes():
+    memory = {bits: memory.estimate_memory(MODELS["opt-6.7b"], bits=bits, batch_tokens=1024) for bits in (32, 16, 8, 4)}
+    assert memory[16].weights / GB == pytest.approx(13.3, abs=0.2) and memory[4].weights / GB == pytest.approx(3.7, abs=0.2)
+    assert memory[32].total > memory[16].total > memory[8].total > memory[4].total
+    more = memory.estimate_memory(MODELS["opt-6.7b"], bits=16, batch_tokens=4096)
+    assert more.weights == memory[16].weights and more.activations == pytest.approx(4 * memory[16].activations)
+    training = memory.estimate_memory(MODELS["opt-6.7b"], bits=4, batch_tokens=1024, training=True)
+    assert training.training > 0 and training.activations > memory[4].activations and training.total > memory[4].total
+
+
+def test_lora_matrices_are_counted():
+    from peft import LoraConfig, get_peft_model
+
+    for architecture in ("llama", "opt"):
+        model = tiny_model(architecture).model
+        shape = memory.shape_of(model.config)
+        adapted = get_peft_model(model, LoraConfig(r=memory.LORA_RANK, target_modules="all-linear"))
+        real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        shape = dataclasses.replace(shape, gated_mlp=architecture == "llama")
+        estimate = memory.estimate_memory(shape, bits=4, batch_tokens=1, training=True)
+        assert estimate.training == 16 * real
+
+
+def test_table_of_cards():
+    table = memory.fitting_table(["opt-125m", "opt-6.7b", "opt-66b"]).set_index("model")
+    assert list(table.loc["opt-125m", ["8 GB", "141 GB"]]) == ["16 bit", "16 bit"]
+    assert table.loc["opt-6.7b", "8 GB"] in ("8 bit", "4 bit") and table.loc["opt-6.7b", "24 GB"] == "16 bit"
+    assert (
+        table.loc["opt-66b", "24 GB"] == "–"
+        and table.loc["opt-66b", "80 GB"] in ("8 bit", "4 bit")
+        and table.loc["opt-66b", "141 GB"] != "–"
+    )
+    assert len(memory.fitting_table()) > 30 and len(memory.fitting_table(training=True)) > 30
+
+
+def test_copies_are_those_of_the_linear_layers():
+    from prompteol_utils.encoder import onednn
+
+    assert memory.PACKED_BYTES == onednn.PACKED_BYTES
+    small, large = MODELS["smollm2-135m"], MODELS["opt-1.3b"]
+    beside = [memory.estimate_memory(spec, bits=32, batch_tokens=1).activations for spec in (small, large)]
+    assert beside[0] > 4 * memory.parameters(small.shape)["matrices"] > beside[1] > memory.WORKSPACE
+
+
+@pytest.mark.slow  # resident memory on a busy machine, whose system takes pages back, moved this ratio from 1.04 to 1.20
+@pytest.mark.bundled
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_estimate_is_near_the_measured_peak(quantization):
+    from memory import measure
+
+    row = measure("smollm2-135m-instruct", quantization, batch_tokens=512)
+    assert abs(row["ratio"] - 1) <= 0.15, row
+
+
+def test_each_measurement_of_memory_is_kept_once(tmp_path, monkeypatch, capsys):
+    import memory
+
+    from prompteol_utils import results
+    from prompteol_utils.cli.main import main
+
+    measured = []
+
+    def measure(**asked):
+        measured.append(asked)
+        return {"kind": "memory", "bits": 32, "estimate_total": 1, "measured_peak": 1, "ratio": 1.0, **asked, **results.provenance()}
+
+    monkeypatch.setattr(memory, "measure", measure)
+    command = ["memory", "smollm2-135m-instruct", "gemma3-270m", "--batch-tokens", "512", "2048", "--output", str(tmp_path / "rows.jsonl")]
+    assert main([*command, "--quantization", "nf4"]) == 0 and main([*command, "--dtype", "bfloat16"]) == 0 and main(command) == 0
+    assert len(measured) == 12 and len(results.Store(tmp_path / "rows.jsonl").rows()) == 12
+    assert main(command) == 0 and len(measured) == 12 and "done before" in capsys.readouterr().out
+
+
+def test_estimates_are_near_the_recorded_measurements():
+    """All but int8 on a CPU, which takes far more than the planner says; why is not known."""
+    from prompteol_utils import data, results
+    from prompteol_utils.models import memory
+
+    rows = results.Store(data.DATA / "results" / "memory.jsonl").read()
+    table = memory.compare(rows)
+    assert len(table) > 8 and {"float32", "bfloat16", "nf4"} <= set(table["precision"])
+    known = table[table["precision"].ne("int8")]
+    assert known["ratio"].between(0.85, 1.15).all(), known.to_string()
+    doubled = memory.compare(rows.assign(measured_peak=2 * rows["measured_peak"]))
+    assert doubled["ratio"].tolist() == pytest.approx((table["ratio"] / 2).tolist())
+
+
+def test_seconds_grow_with_the_work():
+    slow, fast = (memory.seconds_per_million(MODELS["opt-6.7b"], speed) for speed in (1e13, 1e14))
+    assert slow == pytest.approx(10 * fast) and slow == pytest.approx(2 * 6.44e9 * 25 * 1e6 / 1e13, rel=0.01)
+
+
+def test_too_large_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "available_memory", lambda device: int(4e9))
+    with pytest.raises(devices.NotEnoughMemoryError, match=r"opt-6.7b needs \d+\.\d GB at 32 .* 4\.0 GB are free .*opt-125m \(32"):
+        load_model("opt-6.7b")  # the hub is not even asked
+    with pytest.raises(devices.NotEnoughMemoryError, match=r"opt-1.3b \(8 bits\), opt-1.3b \(4 bits\)"):
+        load_model("opt-1.3b")
+    folder = save_tiny("llama", tmp_path / "tiny")
+    monkeypatch.setattr(devices, "available_memory", lambda device: 1000)
+    with pytest.raises(devices.NotEnoughMemoryError, match="tiny needs"):  # a folder of one's own: by its configuration
+        load_model(str(folder))
+
+
+def test_bad_bits_are_named():
+    with pytest.raises(ValueError, match="32, 16, 8 or 4"):
+        memory.estimate_memory(MODELS["opt-125m"], bits=3, batch_tokens=1)
+
+
+def test_free_memory_is_a_number_of_bytes():
+    assert 1e6 < devices.available_memory(torch.device("cpu")) < 1e14

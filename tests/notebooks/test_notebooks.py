@@ -1,0 +1,87 @@
+"""The real notebooks: their form, their profiles, and README's table against their headers. They are executed by `make test`."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.notebooks import rules, run
+
+README = rules.ROOT / "README.md"
+NOTEBOOKS = rules.find()
+PROFILES = yaml.safe_load((rules.NOTEBOOKS / "profiles.yml").read_text(encoding="utf-8"))
+TIME = re.compile(r"^\*\*Time\*\*: about (.+? minutes?) on a 2-core CPU · \*\*Memory\*\*: (.+? GB)", re.MULTILINE)
+BEFORE = re.compile(r"^\*\*Read before\*\*: (.+)$", re.MULTILINE)
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS or [pytest.param(None, marks=pytest.mark.skip("no notebook yet"))], ids=str)
+
+
+def header(path: Path) -> tuple[str, str, str, str]:
+    """Title, minutes, memory and what to read before, from a notebook's first cell."""
+    text = rules.tagged(rules.read(path), "header")[0].source
+    time, before = TIME.search(text), BEFORE.search(text)
+    assert time and before, f"{path.stem}: its header lacks the two lines that CONTRIBUTING.md shows"
+    return text.splitlines()[0].removeprefix("# "), time.group(1), time.group(2), before.group(1)
+
+
+@each_notebook
+def test_keeps_the_rules(path):
+    assert rules.check([path]) == []
+
+
+@each_notebook
+def test_has_three_exercises_with_solutions(path):
+    nb = rules.read(path)
+    checks = [rules.exercise_check(cell) for cell in rules.tagged(nb, "exercise") if cell.cell_type == "code"]
+    assert checks == ["check_1", "check_2", "check_3"]
+
+
+@each_notebook
+def test_compares_some_output(path):
+    marked = rules.tagged(rules.read(path), rules.COMPARED)
+    assert marked and all(cell.outputs for cell in marked), "nbval has nothing to compare"
+    assert all(rules.texts(output) for cell in marked for output in cell.outputs), "nbval leaves pictures out"
+
+
+@each_notebook
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_profile_names_real_parameters(path, profile):
+    run.check_overrides(rules.read(path), (PROFILES[profile] or {}).get(path.stem, {}))
+
+
+def test_profiles_name_real_notebooks():
+    assert {"smoke", "gpu"} <= set(PROFILES)
+    for profile, values in PROFILES.items():
+        assert set(values or {}) <= {path.stem for path in NOTEBOOKS}, f"{profile} names a notebook that is not there"
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """README's course table: the cells of each row that links a notebook, by the notebook's stem."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("|") and (link := re.search(r"\(notebooks/(\w+)\.ipynb\)", line)):
+            rows[link.group(1)] = [cell.strip() for cell in line.strip("| ").split("|")]
+    return rows
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_readme_lists_every_notebook_in_order():
+    assert list(table(README.read_text(encoding="utf-8"))) == [path.stem for path in NOTEBOOKS]
+
+
+@each_notebook
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_readme_row_says_what_the_header_says(path):
+    """Columns: notebook, question, minutes, memory, read before."""
+    _, minutes, memory, before = header(path)
+    row = table(README.read_text(encoding="utf-8"))[path.stem]
+    assert [row[2], row[3], row[4]] == [minutes.removesuffix("s").removesuffix(" minute"), memory, before]
+
+
+def test_a_wrong_table_is_seen():
+    line = "| [00 Quickstart](notebooks/00_quickstart.ipynb) | What is it? | 5 | 1 GB | nothing |"
+    assert table(f"text\n|a|\n{line}\n") == {
+        "00_quickstart": ["[00 Quickstart](notebooks/00_quickstart.ipynb)", "What is it?", "5", "1 GB", "nothing"]
+    }
+    assert TIME.search("x\n**Time**: about 5 minutes on a 2-core CPU · **Memory**: 1.5 GB\n").groups() == ("5 minutes", "1.5 GB")

@@ -1,0 +1,1 @@
+"""What keeps the notebooks runnable and clean: `python -m tools.notebooks --help`."""
