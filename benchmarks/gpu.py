@@ -40,22 +40,30 @@ def random_model(name: str, device, dtype, layers: int | None):
     import torch
     import transformers
 
-    from prompteol_utils.models import Loaded, fetch_model, get_spec
+    from prompteol_utils.models import LoadedModel, fetch_model, get_spec
 
     shape = get_spec(name).shape
     if shape is None or not name.startswith("opt"):
-        raise ValueError(f"{name} is not an OPT size of the registry; allowed are opt-125m to opt-66b")
+        raise ValueError(
+            f"{name} is not an OPT size of the registry; allowed are opt-125m to opt-66b"
+        )
     tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(encode.MODELS[0]))
     if len(tokenizer) > shape.vocab:
-        raise ValueError(f"the tokenizer's {len(tokenizer):,} tokens do not fit into {name}'s {shape.vocab:,}")
+        raise ValueError(
+            f"the tokenizer's {len(tokenizer):,} tokens do not fit into {name}'s {shape.vocab:,}"
+        )
     config = transformers.OPTConfig(
         vocab_size=shape.vocab, hidden_size=shape.hidden, num_hidden_layers=layers or shape.layers, ffn_dim=shape.ffn,
         num_attention_heads=shape.heads, max_position_embeddings=shape.positions, word_embed_proj_dim=shape.embedding,
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
-    return Loaded(model, tokenizer, f"random-{name}", "random", str(dtype).removeprefix("torch."), str(device))
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+    return LoadedModel(
+        model, tokenizer, f"random-{name}", "random", str(dtype).removeprefix("torch."), str(device)
+    )
 
 
 def sentence_transformers(loaded, prompt):
@@ -64,7 +72,9 @@ def sentence_transformers(loaded, prompt):
 
     from prompteol_utils.models import tiny_model
 
-    with tempfile.TemporaryDirectory() as folder:  # a small model to load, whose place the real one takes
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a small model to load, whose place the real one takes
         tiny_model("opt").model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         model = encode.sentence_transformer(folder, loaded.device, loaded.model.base_model)
@@ -73,7 +83,12 @@ def sentence_transformers(loaded, prompt):
     def run(texts):
         prompts = [prompt.render(text) for text in texts]
         if not best:  # the warm-up chooses: twice the rows for as long as that is faster, and fits
-            best.append(_fastest(lambda size: model.encode(prompts, batch_size=size, show_progress_bar=False), loaded.model.device))
+            best.append(
+                _fastest(
+                    lambda size: model.encode(prompts, batch_size=size, show_progress_bar=False),
+                    loaded.model.device,
+                )
+            )
         return model.encode(prompts, batch_size=best[0], show_progress_bar=False)
 
     return run
@@ -104,7 +119,9 @@ def smallest_cosine(left, right) -> float:
     import numpy as np
 
     left, right = (one - one.mean(0) for one in (np.float64(left), np.float64(right)))
-    return float(((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min())
+    return float(
+        ((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min()
+    )
 
 
 def bench(name: str, options, store) -> None:
@@ -117,22 +134,37 @@ def bench(name: str, options, store) -> None:
     device = devices.choose_device(options.device)
     dtype = devices.choose_dtype(device, options.dtype)
     texts, machine = encode.sentences(options.sentences), devices.machine()
-    about = {"kind": "gpu_bench", "model": name, "dtype": str(dtype).removeprefix("torch."), "device": device.type, "n": len(texts)}
+    about = {
+        "kind": "gpu_bench",
+        "model": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "n": len(texts),
+    }
     about |= {"layers": options.layers, "origin": encode.origin(), "gpu": machine["gpu"]}
     loaded = None
     for shots in options.shots:
-        wanted = [{**about, "engine": engine, "shots": shots, "round": number} for number in range(options.rounds) for engine in ENGINES]
+        wanted = [
+            {**about, "engine": engine, "shots": shots, "round": number}
+            for number in range(options.rounds)
+            for engine in ENGINES
+        ]
         wanted = [key for key in wanted if not store.done(key)]
         if not wanted:
             continue
         loaded = loaded or random_model(name, device, dtype, options.layers)
         prompt = with_demonstrations("prompteol", encode.demonstrations(shots))
         encoder = Encoder(loaded, prompt)
-        engines = {"ours": lambda texts, encoder=encoder: encoder.encode(texts, show_progress_bar=False)}
+        engines = {
+            "ours": lambda texts, encoder=encoder: encoder.encode(texts, show_progress_bar=False)
+        }
         try:
             engines["sentence-transformers"] = sentence_transformers(loaded, prompt)
         except ImportError as missing:
-            print(f"sentence-transformers is left out: {missing}; see benchmarks/README.md", flush=True)
+            print(
+                f"sentence-transformers is left out: {missing}; see benchmarks/README.md",
+                flush=True,
+            )
         tokens, macs = encode.useful(encoder, texts)
         vectors = [run(texts) for run in engines.values()]  # the warm-up
         cosine = smallest_cosine(*vectors) if len(vectors) > 1 else None
@@ -147,8 +179,17 @@ def bench(name: str, options, store) -> None:
             gflops = 2 * tokens * macs / timer.seconds / 1e9
             row = {
                 **key,
-                **{"weight_origin": "random", "seconds": timer.seconds, "sentences_per_second": len(texts) / timer.seconds},
-                **{"gflops": gflops, "gemm_peak_gflops": peak, "share": gflops / peak, "smallest_cosine": cosine},
+                **{
+                    "weight_origin": "random",
+                    "seconds": timer.seconds,
+                    "sentences_per_second": len(texts) / timer.seconds,
+                },
+                **{
+                    "gflops": gflops,
+                    "gemm_peak_gflops": peak,
+                    "share": gflops / peak,
+                    "smallest_cosine": cosine,
+                },
                 **{"peak_memory_mb": devices.peak_memory(device) / 1e6, "machine": machine},
                 **results.provenance(0),
             }
@@ -165,19 +206,32 @@ def table(path):
     if not len(rows):
         return rows
     if (wrong := rows["smallest_cosine"] < 0.99).any():
-        raise ValueError(f"{int(wrong.sum())} rows are of engines that do not agree (smallest_cosine below 0.99): they compare nothing")
+        raise ValueError(
+            f"{int(wrong.sum())} rows are of engines that do not agree (smallest_cosine below 0.99): they compare nothing"
+        )
     rows = rows.fillna({"gpu": "none", "layers": "all"})
     keys = ["gpu", "device", "dtype", "model", "layers", "n", "origin", "shots", "engine"]
     side = [*keys[:-1], "round"]
     ours = rows[rows["engine"] == "ours"].set_index(side)["sentences_per_second"].rename("ours")
     rows["ours_is_faster"] = rows.join(ours, on=side).eval("ours / sentences_per_second")
-    columns = ["sentences_per_second", "ours_is_faster", "share", "gemm_peak_gflops", "peak_memory_mb", "smallest_cosine"]
+    columns = [
+        "sentences_per_second",
+        "ours_is_faster",
+        "share",
+        "gemm_peak_gflops",
+        "peak_memory_mb",
+        "smallest_cosine",
+    ]
     return rows.groupby(keys, sort=False)[columns].median().reset_index()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="OPT sizes of the registry")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help="OPT sizes of the registry"
+    )
     parser.add_argument("--shots", nargs="+", type=int, default=list(encode.SHOTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=4000)

@@ -14,7 +14,9 @@ from prompteol_utils.results.store import check_row, provenance
 from prompteol_utils.utils import devices
 
 
-def measure(model: str, quantization: str | None = None, dtype: str | None = None, batch_tokens: int = 1_024) -> dict:
+def measure(
+    model: str, quantization: str | None = None, dtype: str | None = None, batch_tokens: int = 1_024
+) -> dict:
     """Load a model in a process of its own, encode a few batches, and set the peak beside the estimate.
 
     Args:
@@ -37,7 +39,9 @@ def measure(model: str, quantization: str | None = None, dtype: str | None = Non
     call = f"from memory import measure_here as m; m({model!r}, {quantization!r}, {dtype!r}, {batch_tokens})"
     done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"measuring {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+        raise RuntimeError(
+            f"measuring {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -56,47 +60,84 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     for row in rows.to_dict("records"):
         spec, compute = MODELS[row["model"]], 32 if row["dtype"] == "float32" else 16
         estimate = memory.estimate_memory(
-            spec, bits=row["bits"], batch_tokens=row["batch_tokens"], compute_bits=compute, device=row["device"].partition(":")[0]
+            spec,
+            bits=row["bits"],
+            batch_tokens=row["batch_tokens"],
+            compute_bits=compute,
+            device=row["device"].partition(":")[0],
         )
         precision = row["quantization"] if isinstance(row["quantization"], str) else row["dtype"]
         sizes = {"estimate, MB": estimate.total / 1e6, "measured, MB": row["measured_peak"] / 1e6}
         ratio = estimate.total / row["measured_peak"]
-        table.append({"model": row["model"], "precision": precision, "batch_tokens": row["batch_tokens"], **sizes, "ratio": ratio})
+        table.append(
+            {
+                "model": row["model"],
+                "precision": precision,
+                "batch_tokens": row["batch_tokens"],
+                **sizes,
+                "ratio": ratio,
+            }
+        )
     by = ["model", "precision", "batch_tokens"]
-    return pd.DataFrame(table, columns=[*by, "estimate, MB", "measured, MB", "ratio"]).drop_duplicates(by, keep="last").sort_values(by)
+    return (
+        pd.DataFrame(table, columns=[*by, "estimate, MB", "measured, MB", "ratio"])
+        .drop_duplicates(by, keep="last")
+        .sort_values(by)
+    )
 
 
-def measure_here(model: str, quantization: str | None, dtype: str | None, batch_tokens: int) -> None:
+def measure_here(
+    model: str, quantization: str | None, dtype: str | None, batch_tokens: int
+) -> None:
     """What `measure` runs in the other process: prints the row."""
     from transformers import AutoTokenizer
 
     spec, place = MODELS[model], devices.choose_device()
     texts = sts_data.load_mini_sts("dev").sentences + sts_data.load_mini_sts("test").sentences
-    wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32} if quantization else {}  # 4-bit blocks need some width
-    with tempfile.TemporaryDirectory() as folder:  # libraries and kernels are loaded by a tiny model, so that they do not count
-        Encoder(load_model(str(save_tiny(spec.architecture, folder, **wide)), quantization=quantization, dtype=dtype), spec.prompt).encode(
-            texts
-        )
+    wide = (
+        {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32} if quantization else {}
+    )  # 4-bit blocks need some width
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # libraries and kernels are loaded by a tiny model, so that they do not count
+        Encoder(
+            load_model(
+                str(save_tiny(spec.architecture, folder, **wide)),
+                quantization=quantization,
+                dtype=dtype,
+            ),
+            spec.prompt,
+        ).encode(texts)
     devices.release_memory()
     start = devices.memory_in_use()
-    kept = AutoTokenizer.from_pretrained(fetch_model(model))  # as large as the vocabulary, and not in the estimate
+    kept = AutoTokenizer.from_pretrained(
+        fetch_model(model)
+    )  # as large as the vocabulary, and not in the estimate
     devices.release_memory()
     tokenizer = devices.memory_in_use() - start if place.type == "cpu" else 0
     before, files_before = devices.memory_in_use(place) + tokenizer, devices.file_memory()
     loaded = load_model(model, quantization=quantization, dtype=dtype)
     devices.release_memory()
-    for parameter in loaded.model.parameters():  # weights are mapped from the file: only pages that were touched are in memory
+    for parameter in (
+        loaded.model.parameters()
+    ):  # weights are mapped from the file: only pages that were touched are in memory
         parameter.detach().flatten()[::512].sum()
     # A quantised model leaves its checkpoint mapped; pages that no parameter uses are the system's to take back.
-    used = sum(parameter.nbytes for parameter in loaded.model.parameters() if parameter.is_floating_point())
+    used = sum(
+        parameter.nbytes for parameter in loaded.model.parameters() if parameter.is_floating_point()
+    )
     before += max(0, devices.file_memory() - files_before - used) if place.type == "cpu" else 0
     in_use = devices.memory_in_use(place)
     devices.reset_peak_memory(place)
-    Encoder(loaded, spec.prompt).encode(texts[: max(32, batch_tokens // 4)], batch_tokens=batch_tokens, show_progress_bar=False)
+    Encoder(loaded, spec.prompt).encode(
+        texts[: max(32, batch_tokens // 4)], batch_tokens=batch_tokens, show_progress_bar=False
+    )
     peak = devices.peak_memory(place)
     bits = memory.BITS[quantization] or {"float32": 32}.get(loaded.dtype, 16)
     compute = 32 if loaded.dtype == "float32" else 16
-    estimate = memory.estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute, device=place.type)
+    estimate = memory.estimate_memory(
+        spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute, device=place.type
+    )
     row = {
         "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
         "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,

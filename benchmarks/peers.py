@@ -54,7 +54,9 @@ def main() -> int:
     python = make()
     came = {name: install(python, name, version) for name, version in PEERS.items()}
     for name, ok in came.items():
-        print(f"{name} {PEERS[name]}: {'ready' if ok else 'could not be installed; benchmarks/encode.py goes on without it'}")
+        print(
+            f"{name} {PEERS[name]}: {'ready' if ok else 'could not be installed; benchmarks/encode.py goes on without it'}"
+        )
     return int(not any(came.values()))
 
 

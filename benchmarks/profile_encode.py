@@ -34,7 +34,10 @@ def shares(profiler, seconds: float) -> dict[str, float]:
     """Share of the seconds (by the clock) by kind of operator; the rest is Python, the tokenizer and the profiler itself."""
     found = dict.fromkeys((*KINDS, "outside operators"), 0.0)
     for event in profiler.key_averages():
-        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), None)
+        kind = next(
+            (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)),
+            None,
+        )
         if kind:
             found[kind] += event.self_cpu_time_total / 1e6 / seconds
     return found | {"outside operators": 1 - sum(found.values())}
@@ -52,7 +55,9 @@ def measure(options) -> list[dict]:
     sys.path.insert(0, options.package)
     import prompteol_utils
 
-    assert Path(prompteol_utils.__file__).parent.parent == Path(options.package), "another copy of the package was imported"
+    assert Path(prompteol_utils.__file__).parent.parent == Path(options.package), (
+        "another copy of the package was imported"
+    )
     import torch
 
     from prompteol_utils.encoder import Encoder
@@ -68,11 +73,15 @@ def measure(options) -> list[dict]:
         tokens, macs = encode.useful(encoder, texts)
         row = {"shots": shots, "cpu_seconds": seconds, "work": 2 * tokens * macs / 1e9}
         if options.round == 0:
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU]
+            ) as profiler:
                 start = time.perf_counter()
                 encoder.encode(texts, show_progress_bar=False)
                 wall = time.perf_counter() - start
-            row["shares"] = shares(profiler, wall)  # the profiler counts by the clock, for all that its times are called CPU
+            row["shares"] = shares(
+                profiler, wall
+            )  # the profiler counts by the clock, for all that its times are called CPU
         found.append(row)
     return found
 
@@ -82,7 +91,9 @@ def package(revision: str) -> Path:
     folder = encode.WORK / revision
     if not folder.exists():
         archive = subprocess.run(
-            ["git", "-C", str(encode.ROOT), "archive", revision, "prompteol_utils", "data"], capture_output=True, check=True
+            ["git", "-C", str(encode.ROOT), "archive", revision, "prompteol_utils", "data"],
+            capture_output=True,
+            check=True,
         )
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(folder, filter="data")
@@ -95,27 +106,60 @@ def compare(options) -> None:
     from prompteol_utils.utils import devices
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(encode.ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(encode.ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     encode.WORK.mkdir(parents=True, exist_ok=True)
     wanted = [git("rev-parse", revision) for revision in options.revisions]
-    places = {revision: package(revision) for revision in wanted} | {results.provenance()["commit"]: encode.ROOT}
+    places = {revision: package(revision) for revision in wanted} | {
+        results.provenance()["commit"]: encode.ROOT
+    }
     rounds: dict = {revision: [] for revision in places}
     for number in range(options.rounds):
         for revision, place in places.items():
             out = encode.WORK / "profile.json"
-            command = [sys.executable, __file__, "--one", str(out), "--package", str(place), "--round", str(number)]
-            command += ["--model", options.model, "--sentences", str(options.sentences), "--shots", *map(str, options.shots)]
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                str(out),
+                "--package",
+                str(place),
+                "--round",
+                str(number),
+            ]
+            command += [
+                "--model",
+                options.model,
+                "--sentences",
+                str(options.sentences),
+                "--shots",
+                *map(str, options.shots),
+            ]
             subprocess.run(command, check=True)
             rounds[revision].append(json.loads(out.read_text()))
     for revision, found in rounds.items():
-        subject = git("log", "-1", "--format=%s", revision.removesuffix("+dirty"), "--", "prompteol_utils")  # the package's last change
+        subject = git(
+            "log", "-1", "--format=%s", revision.removesuffix("+dirty"), "--", "prompteol_utils"
+        )  # the package's last change
         for first, *others in zip(*found, strict=True):
             seconds = min(one["cpu_seconds"] for one in (first, *others))
             row = {
-                **{"kind": "profile", "model": options.model, "shots": first["shots"], "n": options.sentences, "rounds": options.rounds},
+                **{
+                    "kind": "profile",
+                    "model": options.model,
+                    "shots": first["shots"],
+                    "n": options.sentences,
+                    "rounds": options.rounds,
+                },
                 **{"revision": revision, "subject": subject},
-                **{"cpu_seconds": seconds, "gflops": first["work"] / seconds, "shares": first["shares"], "machine": devices.machine()},
+                **{
+                    "cpu_seconds": seconds,
+                    "gflops": first["work"] / seconds,
+                    "shares": first["shares"],
+                    "machine": devices.machine(),
+                },
             }
             results.Store(options.rows).append({**row, **results.provenance()})
 
@@ -133,8 +177,12 @@ def table(path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--revisions", nargs="*", default=[], help="commits to measure beside this checkout")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--revisions", nargs="*", default=[], help="commits to measure beside this checkout"
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--shots", nargs="+", type=int, default=list(encode.SHOTS))
     parser.add_argument("--rounds", type=int, default=3)

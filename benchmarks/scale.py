@@ -29,13 +29,21 @@ def sentences(n: int) -> list[str]:
     from prompteol_utils.utils.files import DATA
 
     rows = [row for _, row in csv_rows(DATA / "mini_sts.csv", ("left", "right"))]
-    words = [text.split() for text in dict.fromkeys(row[side] for row in rows for side in ("left", "right"))]
+    words = [
+        text.split()
+        for text in dict.fromkeys(row[side] for row in rows for side in ("left", "right"))
+    ]
     words = [one for one in words if len(one) >= 7]
-    starts, ends = (list(dict.fromkeys(" ".join(part) for part in parts)) for parts in ([w[:3] for w in words], [w[-4:] for w in words]))
+    starts, ends = (
+        list(dict.fromkeys(" ".join(part) for part in parts))
+        for parts in ([w[:3] for w in words], [w[-4:] for w in words])
+    )
     pairs = random.Random(0).sample(range(len(starts) * len(ends)), len(starts) * len(ends))
     texts = list(dict.fromkeys(f"{starts[k // len(ends)]} {ends[k % len(ends)]}" for k in pairs))
     if n > len(texts):
-        raise ValueError(f"the mini set makes {len(texts):,} different sentences, got {n:,}; ask for fewer")
+        raise ValueError(
+            f"the mini set makes {len(texts):,} different sentences, got {n:,}; ask for fewer"
+        )
     return texts[:n]
 
 
@@ -44,7 +52,10 @@ def keys(options) -> list[dict]:
     shared = {"model": options.model, "round": options.round}
     scale = [{"kind": "scale", **shared, "n": n} for n in options.sizes]
     costs = [(shots, cache) for shots in options.shots for cache in (True, False)]
-    return scale + [{"kind": "shots_cost", **shared, "n": options.sentences, "shots": k, "prefix_cache": cache} for k, cache in costs]
+    return scale + [
+        {"kind": "shots_cost", **shared, "n": options.sentences, "shots": k, "prefix_cache": cache}
+        for k, cache in costs
+    ]
 
 
 def measure(key: dict) -> dict:
@@ -76,17 +87,39 @@ def measure(key: dict) -> dict:
         above = devices.peak_memory(device) - before
     return {
         **key,
-        **{"seconds": timer.seconds, "ms_a_sentence": 1000 * timer.seconds / key["n"], "memory_above_loaded_mb": above / 1e6},
+        **{
+            "seconds": timer.seconds,
+            "ms_a_sentence": 1000 * timer.seconds / key["n"],
+            "memory_above_loaded_mb": above / 1e6,
+        },
         **{"cpu_ms_a_sentence": 1000 * used / key["n"]},
-        **{"origin": "mini", "weight_origin": loaded.weight_origin, "dtype": loaded.dtype, "threads": torch.get_num_threads()},
+        **{
+            "origin": "mini",
+            "weight_origin": loaded.weight_origin,
+            "dtype": loaded.dtype,
+            "threads": torch.get_num_threads(),
+        },
         **{"machine": devices.machine(), **results.provenance(0)},
     }
 
 
 def child(options, number: int) -> None:
     """Measure one of `keys` in a process of its own, which adds the row."""
-    lists = [name for group in ("sizes", "shots") for name in (f"--{group}", *map(str, getattr(options, group)))]
-    rest = ["--model", options.model, "--round", str(options.round), "--sentences", str(options.sentences), "--rows", options.rows]
+    lists = [
+        name
+        for group in ("sizes", "shots")
+        for name in (f"--{group}", *map(str, getattr(options, group)))
+    ]
+    rest = [
+        "--model",
+        options.model,
+        "--round",
+        str(options.round),
+        "--sentences",
+        str(options.sentences),
+        "--rows",
+        options.rows,
+    ]
     subprocess.run([sys.executable, __file__, *lists, *rest, "--one", str(number)], check=True)
 
 
@@ -106,12 +139,25 @@ def tables(path) -> dict:
     from prompteol_utils.results import Store
 
     rows, found = Store(path).read(), {}
-    for kind, by in (("scale", ["model", "n"]), ("shots_cost", ["model", "n", "shots", "prefix_cache"])):
+    for kind, by in (
+        ("scale", ["model", "n"]),
+        ("shots_cost", ["model", "n", "shots", "prefix_cache"]),
+    ):
         here = rows[rows["kind"] == kind] if "kind" in rows else rows[:0]
         if len(here):
-            table = here.groupby(by)[["seconds", "ms_a_sentence", "cpu_ms_a_sentence", "memory_above_loaded_mb"]].median().reset_index()
+            table = (
+                here.groupby(by)[
+                    ["seconds", "ms_a_sentence", "cpu_ms_a_sentence", "memory_above_loaded_mb"]
+                ]
+                .median()
+                .reset_index()
+            )
             if kind == "scale":
-                table["off_linear"] = table["cpu_ms_a_sentence"] / table.groupby("model")["cpu_ms_a_sentence"].transform("first") - 1
+                table["off_linear"] = (
+                    table["cpu_ms_a_sentence"]
+                    / table.groupby("model")["cpu_ms_a_sentence"].transform("first")
+                    - 1
+                )
             found[kind] = table
     return found
 
@@ -125,11 +171,19 @@ def figure(path, target, model: str) -> None:
 
     rows = tables(path).get("shots_cost")
     if rows is None or not len(rows := rows[rows["model"] == model]):
-        raise SystemExit(f"{path} has no row of kind shots_cost for {model}; measure them first, without --figure")
+        raise SystemExit(
+            f"{path} has no row of kind shots_cost for {model}; measure them first, without --figure"
+        )
     picture, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for cache, colour, marker in ((False, "#E69F00", "s"), (True, "#0072B2", "o")):
         line = rows[rows["prefix_cache"] == cache].groupby("shots")["cpu_ms_a_sentence"].median()
-        axis.plot(line.index, line, color=colour, marker=marker, label="prefix run once" if cache else "prefix run for each sentence")
+        axis.plot(
+            line.index,
+            line,
+            color=colour,
+            marker=marker,
+            label="prefix run once" if cache else "prefix run for each sentence",
+        )
     axis.set(
         title=f"What demonstrations cost ({model})",
         xlabel="demonstrations in the prompt",
@@ -146,12 +200,33 @@ def figure(path, target, model: str) -> None:
 
 def main(arguments=None) -> int:
     """Measure, show or draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--sizes", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="sentences; none leaves this part out")
-    parser.add_argument("--shots", nargs="*", type=int, default=list(range(9)), help="demonstrations; none leaves this part out")
-    parser.add_argument("--sentences", type=int, default=200, help="for each number of demonstrations (default: %(default)s)")
-    parser.add_argument("--round", type=int, default=0, help="another number measures everything anew")
+    parser.add_argument(
+        "--sizes",
+        nargs="*",
+        type=int,
+        default=[1_000, 10_000, 100_000],
+        help="sentences; none leaves this part out",
+    )
+    parser.add_argument(
+        "--shots",
+        nargs="*",
+        type=int,
+        default=list(range(9)),
+        help="demonstrations; none leaves this part out",
+    )
+    parser.add_argument(
+        "--sentences",
+        type=int,
+        default=200,
+        help="for each number of demonstrations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--round", type=int, default=0, help="another number measures everything anew"
+    )
     parser.add_argument("--rows", default=str(ROWS))
     parser.add_argument("--table", action="store_true", help="only show what is recorded")
     parser.add_argument("--figure", metavar="FILE", help="only draw what is recorded")

@@ -19,7 +19,7 @@ from prompteol_utils import finetuning, results
 from prompteol_utils.data import nli
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.finetuning import triplet_loss
-from prompteol_utils.models import Loaded, load_model
+from prompteol_utils.models import LoadedModel, load_model
 from prompteol_utils.prompts import PROMPTS
 from prompteol_utils.utils import devices
 from prompteol_utils.utils.files import DATA
@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 256])
-    parser.add_argument("--round", type=int, default=0, help="another number measures everything anew")
+    parser.add_argument(
+        "--round", type=int, default=0, help="another number measures everything anew"
+    )
     parser.add_argument("--output", default=str(DATA / "results" / "train_bench.jsonl"))
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,8 +45,17 @@ def main() -> None:
         for engine in ("chunks", "plain") if batch < 256 else ("chunks",):
             if not store.done(key(options, engine, batch)):
                 print(f"{engine}, batch {batch} …", flush=True)
-                rest = ["--model", options.model, "--round", str(options.round), "--output", options.output]
-                subprocess.run([sys.executable, __file__, *rest, "--one", engine, str(batch)], check=True)
+                rest = [
+                    "--model",
+                    options.model,
+                    "--round",
+                    str(options.round),
+                    "--output",
+                    options.output,
+                ]
+                subprocess.run(
+                    [sys.executable, __file__, *rest, "--one", engine, str(batch)], check=True
+                )
     rows = store.read()
     rows = rows[rows["round"].eq(options.round) & rows["model"].eq(options.model)]
     table = rows.pivot(index="batch", columns="engine", values=["seconds_a_step", "peak_memory_gb"])
@@ -54,16 +65,26 @@ def main() -> None:
 
 def key(options: argparse.Namespace, engine: str, batch: int) -> dict:
     """What makes two measurements the same."""
-    return {"kind": "train_bench", "model": options.model, "engine": engine, "batch": batch, "round": options.round}
+    return {
+        "kind": "train_bench",
+        "model": options.model,
+        "engine": engine,
+        "batch": batch,
+        "round": options.round,
+    }
 
 
 def measure(options: argparse.Namespace, engine: str, batch: int) -> None:
     """Train a few steps here, and append the row."""
     steps = STEPS if batch < 256 else 1
-    config = replace(finetuning.CPU, batch_size=batch, max_steps=steps, warmup_steps=1, save_every=steps)
+    config = replace(
+        finetuning.CPU, batch_size=batch, max_steps=steps, warmup_steps=1, save_every=steps
+    )
     triplets = nli.load_nli(seed=0)
     loaded = load_model(options.model, quantization="nf4")
-    seconds, loss, tokens, padded = {"chunks": chunks, "plain": plain}[engine](loaded, triplets, config)
+    seconds, loss, tokens, padded = {"chunks": chunks, "plain": plain}[engine](
+        loaded, triplets, config
+    )
     counted = sorted(seconds[1:] or seconds)
     row = {
         **key(options, engine, batch),
@@ -84,34 +105,64 @@ def measure(options: argparse.Namespace, engine: str, batch: int) -> None:
     results.Store(options.output).append(row)
 
 
-def chunks(loaded: Loaded, triplets: nli.Triplets, config: finetuning.FinetuneConfig) -> tuple[list[float], list[float], int, int | None]:
+def chunks(
+    loaded: LoadedModel, triplets: nli.Triplets, config: finetuning.FinetuneConfig
+) -> tuple[list[float], list[float], int, int | None]:
     """This package: seconds and loss of each step, tokens of the last one."""
     with tempfile.TemporaryDirectory() as out:
         history = finetuning.finetune(Encoder(loaded), triplets, config, f"{out}/run").iloc[1:]
-    return history["seconds"].tolist(), history["loss"].tolist(), int(history["tokens"].iloc[-1]), None
+    return (
+        history["seconds"].tolist(),
+        history["loss"].tolist(),
+        int(history["tokens"].iloc[-1]),
+        None,
+    )
 
 
-def plain(loaded: Loaded, triplets: nli.Triplets, config: finetuning.FinetuneConfig) -> tuple[list[float], list[float], int, int | None]:
+def plain(
+    loaded: LoadedModel, triplets: nli.Triplets, config: finetuning.FinetuneConfig
+) -> tuple[list[float], list[float], int, int | None]:
     """What one writes first: the same for a loop of peft and transformers."""
     import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    reader = Encoder(loaded, replace(PROMPTS["prompteol"], punctuation=None), max_sentence_tokens=config.max_sentence_tokens)
+    reader = Encoder(
+        loaded,
+        replace(PROMPTS["prompteol"], punctuation=None),
+        max_sentence_tokens=config.max_sentence_tokens,
+    )
     base = prepare_model_for_kbit_training(loaded.model)
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules="all-linear")
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules="all-linear",
+    )
     torch.manual_seed(config.seed)
     model = get_peft_model(base, lora).train()
     body, tokenizer = model.get_base_model().base_model, loaded.tokenizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    order = np.random.default_rng([config.seed, 0]).permutation(len(triplets))  # as `finetune` draws them
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    order = np.random.default_rng([config.seed, 0]).permutation(
+        len(triplets)
+    )  # as `finetune` draws them
     seconds, losses = [], []
     for step in range(config.max_steps):
         batch = [triplets[int(i)] for i in order[step * config.batch_size :][: config.batch_size]]
         with devices.Timer() as timer:
-            ids = reader.tokenize([getattr(triplet, part) for part in ("anchor", "positive", "negative") for triplet in batch])
-            padded = tokenizer.pad({"input_ids": ids}, padding=True, padding_side="left", return_tensors="pt")
+            ids = reader.tokenize(
+                [
+                    getattr(triplet, part)
+                    for part in ("anchor", "positive", "negative")
+                    for triplet in batch
+                ]
+            )
+            padded = tokenizer.pad(
+                {"input_ids": ids}, padding=True, padding_side="left", return_tensors="pt"
+            )
             vectors = body(**padded, use_cache=False).last_hidden_state[:, -1].float()
             loss = triplet_loss(vectors, config.temperature)
             loss.backward()

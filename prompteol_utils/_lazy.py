@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 
-def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable, Callable, list[str]]:
+def attach(
+    package: str, names: Mapping[str, Sequence[str]]
+) -> tuple[Callable, Callable, list[str]]:
     """Make the lazy face of a package.
 
     Args:
@@ -15,7 +17,11 @@ def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable, 
     Returns:
         `__getattr__`, `__dir__` and `__all__` for the package's `__init__`.
     """
-    home = {name: module if "." in module else f"{package}.{module}" for module, public in names.items() for name in public}
+    home = {
+        name: module if "." in module else f"{package}.{module}"
+        for module, public in names.items()
+        for name in public
+    }
 
     def __getattr__(name: str):
         if name not in home:

@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from prompteol_utils.results.published import one_origin
+from prompteol_utils.results.published import require_comparable
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _DARK = ("#0072B2", "#000000")  # where white letters are legible
@@ -23,7 +23,10 @@ _SCORE = "Spearman's ρ × 100"
 
 
 def similarity_heatmap(
-    ax: Axes, matrix: np.ndarray, labels: Sequence[str], title: str = "Cosine similarity of every two sentences"
+    ax: Axes,
+    matrix: np.ndarray,
+    labels: Sequence[str],
+    title: str = "Cosine similarity of every two sentences",
 ) -> Axes:
     """Draw a square matrix of similarities; sentences stand at the rows, their numbers at the columns.
 
@@ -41,7 +44,9 @@ def similarity_heatmap(
     matrix = np.asarray(matrix, dtype=float)
     n = len(labels)
     if matrix.shape != (n, n) or n < 2:
-        raise ValueError(f"a heat map of {n} labels needs a matrix ({n}, {n}) of at least two rows, got shape {matrix.shape}")
+        raise ValueError(
+            f"a heat map of {n} labels needs a matrix ({n}, {n}) of at least two rows, got shape {matrix.shape}"
+        )
     others = matrix[~np.eye(n, dtype=bool)]
     low, high = float(others.min()), float(others.max())
     image = ax.imshow(matrix, aspect="auto", cmap="cividis", vmin=low, vmax=max(high, low + 1e-6))
@@ -49,18 +54,26 @@ def similarity_heatmap(
         for i, j in np.ndindex(n, n):
             dark = matrix[i, j] < (low + high) / 2
             text = f"{matrix[i, j]:.2f}".replace("0.", ".", 1)
-            ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            ax.text(
+                j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            )
     ax.set_xticks(range(n), range(1, n + 1))
     ax.set_yticks(range(n), [f"{_short(label, 46)}  {i}" for i, label in enumerate(labels, 1)])
     ax.tick_params(labelsize=8, length=0)
     ax.set(title=title, xlabel="sentence number")
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, extend="max" if matrix.max() > high else "neither")
+    bar = ax.figure.colorbar(
+        image, ax=ax, shrink=0.8, extend="max" if matrix.max() > high else "neither"
+    )
     bar.set_label("cosine similarity")
     return ax
 
 
 def sentence_map(
-    ax: Axes, points: np.ndarray, labels: Sequence[str], groups: Sequence[str] | None = None, title: str = "Sentences in two dimensions"
+    ax: Axes,
+    points: np.ndarray,
+    labels: Sequence[str],
+    groups: Sequence[str] | None = None,
+    title: str = "Sentences in two dimensions",
 ) -> Axes:
     """Draw sentences as labelled points, coloured by group.
 
@@ -78,13 +91,30 @@ def sentence_map(
     """
     points = np.asarray(points, dtype=float)
     if points.shape != (len(labels), 2) or (groups is not None and len(groups) != len(labels)):
-        raise ValueError(f"a map of {len(labels)} labels needs points ({len(labels)}, 2) and as many groups, got shape {points.shape}")
+        raise ValueError(
+            f"a map of {len(labels)} labels needs points ({len(labels)}, 2) and as many groups, got shape {points.shape}"
+        )
     names = _few(dict.fromkeys(groups if groups is not None else []), "groups")
     for name, (colour, marker) in names.items() or [(None, (OKABE_ITO[0], "o"))]:
         at = [i for i in range(len(labels)) if groups is None or groups[i] == name]
-        ax.scatter(*points[at].T, color=colour, marker=marker, s=45, edgecolor="white", linewidth=0.6, label=name, zorder=3)
+        ax.scatter(
+            *points[at].T,
+            color=colour,
+            marker=marker,
+            s=45,
+            edgecolor="white",
+            linewidth=0.6,
+            label=name,
+            zorder=3,
+        )
     ax.margins(0.2, 0.12)
-    ax.set(title=title, xlabel="first direction (no unit)", ylabel="second direction (no unit)", xticks=[], yticks=[])
+    ax.set(
+        title=title,
+        xlabel="first direction (no unit)",
+        ylabel="second direction (no unit)",
+        xticks=[],
+        yticks=[],
+    )
     if names:
         _legend(ax, len(names))
     _place(ax, points, [_short(label, 34) for label in labels])
@@ -92,7 +122,11 @@ def sentence_map(
 
 
 def score_bars(
-    ax: Axes, frame: pd.DataFrame, by: str = "prompt", paper: pd.DataFrame | None = None, title: str = "Semantic textual similarity"
+    ax: Axes,
+    frame: pd.DataFrame,
+    by: str = "prompt",
+    paper: pd.DataFrame | None = None,
+    title: str = "Semantic textual similarity",
 ) -> Axes:
     """Draw STS scores as bars, grouped by task, and published scores as lines across each group.
 
@@ -120,18 +154,36 @@ def score_bars(
         crowded = len(tasks) * len(series) > 10
         ink = "white" if colour in _DARK else "black"
         # inside the bars, because the lines of published scores run near their tops
-        ax.bar_label(bars, fmt="{:.1f}", label_type="center", fontsize=8 if crowded else 9, rotation=90 if crowded else 0, color=ink)
+        ax.bar_label(
+            bars,
+            fmt="{:.1f}",
+            label_type="center",
+            fontsize=8 if crowded else 9,
+            rotation=90 if crowded else 0,
+            color=ink,
+        )
     lines = _published(ax, frame, paper, tasks)
     top = max([*frame["spearman"], *(lines["score"] if len(lines) else [])])
     ax.set_ylim(min(0, frame["spearman"].min() * 1.15), max(top, 1) * 1.15)
     origin = frame.groupby("task")["origin"].first() if "origin" in frame else {}
-    ax.set_xticks(range(len(tasks)), [f"{task}\n{origin[task]}" if task in origin else task for task in tasks])
-    ax.set(title=title, ylabel=_SCORE, xlabel="task, and the set it was measured on" if len(origin) else "task")
+    ax.set_xticks(
+        range(len(tasks)), [f"{task}\n{origin[task]}" if task in origin else task for task in tasks]
+    )
+    ax.set(
+        title=title,
+        ylabel=_SCORE,
+        xlabel="task, and the set it was measured on" if len(origin) else "task",
+    )
     _legend(ax, len(series) + (lines["system"].nunique() if len(lines) else 0))
     return _clean(ax)
 
 
-def layer_curve(ax: Axes, frame: pd.DataFrame, by: str = "prompt", title: str = "Score by the layer that is read") -> Axes:
+def layer_curve(
+    ax: Axes,
+    frame: pd.DataFrame,
+    by: str = "prompt",
+    title: str = "Score by the layer that is read",
+) -> Axes:
     """Draw scores over layers, one line for each value of `by`; a ring marks each line's best layer.
 
     Args:
@@ -148,11 +200,20 @@ def layer_curve(ax: Axes, frame: pd.DataFrame, by: str = "prompt", title: str = 
     _need(frame, ("layer", "spearman", by))
     _one_column(frame, by, "layer")
     if "task" in frame and frame["task"].nunique() > 1:
-        raise ValueError(f"a layer curve shows one task, got {', '.join(sorted(frame['task'].unique()))}; draw one Axes for each")
+        raise ValueError(
+            f"a layer curve shows one task, got {', '.join(sorted(frame['task'].unique()))}; draw one Axes for each"
+        )
     for name, (colour, marker) in (series := _few(dict.fromkeys(frame[by]), by)).items():
         line = frame[frame[by] == name].sort_values("layer", ignore_index=True)
         best = line.loc[line["spearman"].idxmax()]
-        ax.plot(line["layer"], line["spearman"], color=colour, marker=marker, markersize=4, label=str(name))
+        ax.plot(
+            line["layer"],
+            line["spearman"],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=str(name),
+        )
         ax.plot(best["layer"], best["spearman"], "o", markersize=11, fillstyle="none", color=colour)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     where = f" on {frame['task'].iloc[0]}" if "task" in frame else ""
@@ -186,26 +247,37 @@ def histogram(
 
     Built in notebook 01.
     """
-    samples = {name: np.asarray(list(sample), float) for name, sample in (values if isinstance(values, Mapping) else {"": values}).items()}
+    samples = {
+        name: np.asarray(list(sample), float)
+        for name, sample in (values if isinstance(values, Mapping) else {"": values}).items()
+    }
     for name, sample in samples.items():
         if not sample.size or not np.isfinite(sample).all():
-            raise ValueError(f"the sample {name!r} of a histogram is empty or holds NaN or infinity")
+            raise ValueError(
+                f"the sample {name!r} of a histogram is empty or holds NaN or infinity"
+            )
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
     for name, (colour, _) in _few(samples, "samples").items():
         sample = samples[name]
         share, mean = np.full(sample.size, 100 / sample.size), f"mean {sample.mean():.2f}"
         label = f"{name} ({mean})" if name else mean
         ax.hist(sample, edges, weights=share, histtype="stepfilled", color=colour, alpha=0.25)
-        ax.hist(sample, edges, weights=share, histtype="step", color=colour, linewidth=1.6, label=label)
+        ax.hist(
+            sample, edges, weights=share, histtype="step", color=colour, linewidth=1.6, label=label
+        )
     for (name, value), style in zip((marks or {}).items(), _STYLES * 9, strict=False):
-        ax.axvline(value, color="black", linestyle=style, linewidth=1.4, label=f"{name}: {value:.2f}")
+        ax.axvline(
+            value, color="black", linestyle=style, linewidth=1.4, label=f"{name}: {value:.2f}"
+        )
     ax.set(title=title, xlabel=xlabel, ylabel="share of the sample (%)")
     ax.set_ylim(0, ax.get_ylim()[1])
     _legend(ax, len(samples) + len(marks or {}))
     return _clean(ax)
 
 
-def _published(ax: Axes, frame: pd.DataFrame, paper: pd.DataFrame | None, tasks: list[str]) -> pd.DataFrame:
+def _published(
+    ax: Axes, frame: pd.DataFrame, paper: pd.DataFrame | None, tasks: list[str]
+) -> pd.DataFrame:
     """Lines for the published scores of these tasks; returns their rows."""
     if paper is None:
         return pd.DataFrame()
@@ -222,14 +294,24 @@ def _published(ax: Axes, frame: pd.DataFrame, paper: pd.DataFrame | None, tasks:
         raise ValueError("two published rows share system and task; choose those to show")
     for (name, lines), style in zip(rows.groupby("system", sort=False), _STYLES * 9, strict=False):
         at = np.array([tasks.index(task) for task in lines["task"]])
-        ax.hlines(lines["score"], at - 0.44, at + 0.44, color="black", linestyle=style, linewidth=1.3, label=f"{name} (published)")
+        ax.hlines(
+            lines["score"],
+            at - 0.44,
+            at + 0.44,
+            color="black",
+            linestyle=style,
+            linewidth=1.3,
+            label=f"{name} (published)",
+        )
         ax.plot(at + 0.44, lines["score"], "D", color="black", markersize=4)
     return rows
 
 
 def _need(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     if missing := [column for column in columns if column not in frame]:
-        raise ValueError(f"the table lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+        raise ValueError(
+            f"the table lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
+        )
     if not len(frame):
         raise ValueError("the table has no rows to draw")
 
@@ -238,15 +320,19 @@ def _one_column(frame: pd.DataFrame, by: str, *also: str) -> None:
     """Bars and points that stand side by side must be comparable, except in what the picture varies on purpose."""
     keys = ["task", by, *also] if "task" in frame else [by, *also]
     if (twice := frame.duplicated(keys)).any():
-        raise ValueError(f"two rows share {dict(frame.loc[twice, keys].iloc[0])}; choose those to show")
+        raise ValueError(
+            f"two rows share {dict(frame.loc[twice, keys].iloc[0])}; choose those to show"
+        )
     checked = frame.drop(columns=[by]) if by in ("text_form", "weight_origin") else frame
-    one_origin(checked, "task" if "task" in frame else None)
+    require_comparable(checked, "task" if "task" in frame else None)
 
 
 def _few(names: Mapping, what: str) -> dict:
     """A colour and a marker for each name."""
     if len(names) > len(OKABE_ITO):
-        raise ValueError(f"{len(names)} different {what} in one picture; at most {len(OKABE_ITO)} can be told apart")
+        raise ValueError(
+            f"{len(names)} different {what} in one picture; at most {len(OKABE_ITO)} can be told apart"
+        )
     return dict(zip(names, zip(OKABE_ITO, _MARKERS, strict=True), strict=False))
 
 
@@ -260,7 +346,9 @@ def _legend(ax: Axes, entries: int) -> None:
     if not any(labels):
         return
     ticks = [label.get_text() for label in ax.get_xticklabels()] if len(ax.get_xticks()) else []
-    rows = (1.2 if ticks else 0) + 1.4 * any("\n" in tick for tick in ticks)  # of tick labels, in heights of a letter
+    rows = (1.2 if ticks else 0) + 1.4 * any(
+        "\n" in tick for tick in ticks
+    )  # of tick labels, in heights of a letter
     order = sorted(range(len(handles)), key=lambda i: isinstance(handles[i], LineCollection))
     ax.legend(
         [handles[i] for i in order], [labels[i] for i in order], loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=2.6 + rows,
@@ -286,12 +374,19 @@ def _place(ax: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
         best = None
         for dx, dy in places:
             text = ax.annotate(
-                label, point, (dx, dy), textcoords="offset points", fontsize=8, ha="left" if dx > 0 else "right", va="center"
+                label,
+                point,
+                (dx, dy),
+                textcoords="offset points",
+                fontsize=8,
+                ha="left" if dx > 0 else "right",
+                va="center",
             )
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # the letters alone, without the line
             cost = (
-                sum(_overlap(box.extents, other) for other in taken) + (box.width * box.height - _overlap(box.extents, frame.extents)) * 3
+                sum(_overlap(box.extents, other) for other in taken)
+                + (box.width * box.height - _overlap(box.extents, frame.extents)) * 3
             )
             cost += 2 * abs(dy)  # near its point, if nothing is gained by moving away
             if best is None or cost < best[0]:

@@ -38,7 +38,9 @@ class Demonstration:
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"a demonstration needs a {field}, got {value!r}")
         if '"' in self.word or self.word.split() != [self.word]:
-            raise ValueError(f"a demonstration's word is one word without double quotes or spaces, got {self.word!r}")
+            raise ValueError(
+                f"a demonstration's word is one word without double quotes or spaces, got {self.word!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Prompt:
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
         if self.punctuation not in ("paper", "period", None):
-            raise ValueError(f"unknown punctuation {self.punctuation!r}; allowed: 'paper', 'period' or None")
+            raise ValueError(
+                f"unknown punctuation {self.punctuation!r}; allowed: 'paper', 'period' or None"
+            )
 
     def clean(self, sentence: str) -> str:
         """Apply this prompt's punctuation rule to a sentence."""
@@ -134,9 +138,27 @@ ENCODER_PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
         Prompt("", "", "cls", pooling="cls", punctuation=None),
-        Prompt('This sentence : "', '" means[MASK].', "bert-prompt", pooling="mask", punctuation="period"),
-        Prompt('This sentence of "', '" means[MASK].', "promptbert", pooling="mask", punctuation="period"),
-        Prompt("This sentence : ' ", " ' means<mask>.", "promptroberta", pooling="mask", punctuation="period"),
+        Prompt(
+            'This sentence : "',
+            '" means[MASK].',
+            "bert-prompt",
+            pooling="mask",
+            punctuation="period",
+        ),
+        Prompt(
+            'This sentence of "',
+            '" means[MASK].',
+            "promptbert",
+            pooling="mask",
+            punctuation="period",
+        ),
+        Prompt(
+            "This sentence : ' ",
+            " ' means<mask>.",
+            "promptroberta",
+            pooling="mask",
+            punctuation="period",
+        ),
     )
 }
 
@@ -157,7 +179,9 @@ def get_prompt(prompt: "str | Prompt") -> Prompt:
         near = difflib.get_close_matches(str(prompt), known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         allowed = f"{', '.join(PROMPTS)}; for bidirectional models {', '.join(ENCODER_PROMPTS)}"
-        raise ValueError(f"unknown prompt {prompt!r}{hint}; allowed: {allowed}; or a Prompt of your own")
+        raise ValueError(
+            f"unknown prompt {prompt!r}{hint}; allowed: {allowed}; or a Prompt of your own"
+        )
     return known[prompt]
 
 
@@ -184,7 +208,9 @@ def with_demonstrations(prompt: "str | Prompt", demonstrations: Iterable[Demonst
             f"prompt {prompt.name!r} ends in {prompt.suffix[-12:]!r}: a demonstration's word needs a suffix that ends with an open quote"
         )
     if prompt.demonstrations:
-        raise ValueError(f"prompt {prompt.name!r} already holds {len(prompt.demonstrations)} demonstrations; start from the plain prompt")
+        raise ValueError(
+            f"prompt {prompt.name!r} already holds {len(prompt.demonstrations)} demonstrations; start from the plain prompt"
+        )
     solved = "".join(f'{prompt.render(demo.sentence)}{demo.word}".' for demo in demonstrations)
     return replace(prompt, prefix=solved + prompt.prefix, demonstrations=demonstrations)
 

@@ -32,5 +32,7 @@ def kill_at(verb: list[str], file: Path, moments: list[int], unit: str = "lines"
     job = [sys.executable, "-c", SCRIPT, json.dumps([verb, str(file), sorted(moments), unit])]
     run = subprocess.run(job, capture_output=True, text=True, timeout=120)
     told = [json.loads(line) for line in run.stdout.splitlines()]
-    assert run.returncode == 0 and len(told) == len(moments) and all(killed for killed, _ in told), run.stderr
+    assert (
+        run.returncode == 0 and len(told) == len(moments) and all(killed for killed, _ in told)
+    ), run.stderr
     return [lines for _, lines in told]

@@ -44,10 +44,19 @@ HOUSE = {
     "encoder": (2, "prompts models hardware registry batching forward linear"),
     "plain": (2, "prompts models"),
     "evaluation": (2, "data results"),
-    "finetuning": (3, "prompts data nli models hardware encoder evaluation results files adapters checkpoints contrastive"),
+    "finetuning": (
+        3,
+        "prompts data nli models hardware encoder evaluation results files adapters checkpoints contrastive",
+    ),
     "cli_finetuning": (4, "cli data nli models hardware encoder results files adapters finetuning"),
-    "cli_scaling": (4, "cli prompts registry planner hardware data transfer_data results memory experiments reproduction"),
-    "reproduction": (4, "prompts registry planner models hardware data transfer_data encoder results transfer experiments"),
+    "cli_scaling": (
+        4,
+        "cli prompts registry planner hardware data transfer_data results memory experiments reproduction",
+    ),
+    "reproduction": (
+        4,
+        "prompts registry planner models hardware data transfer_data encoder results transfer experiments",
+    ),
     "memory": (3, "registry planner models tiny encoder data hardware results"),
     "experiments": (4, "prompts registry models encoder data evaluation hardware results"),
     "trials": (3, "prompts data models encoder evaluation results"),
@@ -60,15 +69,36 @@ HOUSE = {
     "probes": (0, ""),
     "transfer": (2, "transfer_data probes results evaluation"),
     "cli_transfer": (3, "cli results encoder probes transfer transfer_data"),
-    "cli_demonstrations": (3, "cli prompts data models results sentences trials search shots labelling demonstrations wordnet"),
+    "cli_demonstrations": (
+        3,
+        "cli prompts data models results sentences trials search shots labelling demonstrations wordnet",
+    ),
 }
 EVERYTHING = "__main__"
 
 # Slow to import or not always there: only inside the function that needs them.
-INSIDE = {"peft", "bitsandbytes", "papermill", "nbformat", "sentence_transformers", "mteb", "openai"}
+INSIDE = {
+    "peft",
+    "bitsandbytes",
+    "papermill",
+    "nbformat",
+    "sentence_transformers",
+    "mteb",
+    "openai",
+}
 # `--help` and the runner: no torch, no pandas; verbs' modules (cli_*) neither.
 LIGHT = {"__init__", "__main__", "cli", "prompts", "files", "registry", "tidy", "runner"}
-HEAVY = {"torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "numpy", "pyarrow", *INSIDE}
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "numpy",
+    "pyarrow",
+    *INSIDE,
+}
 
 
 def imports(tree: ast.AST) -> list[tuple[str, int]]:
@@ -78,31 +108,48 @@ def imports(tree: ast.AST) -> list[tuple[str, int]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(part for part in ("prompteol_utils" if node.level else "", node.module) if part)
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "prompteol_utils" else [module]
+            module = ".".join(
+                part for part in ("prompteol_utils" if node.level else "", node.module) if part
+            )
+            names = (
+                [f"{module}.{alias.name}" for alias in node.names]
+                if module == "prompteol_utils"
+                else [module]
+            )
             found += [(name, node.lineno) for name in names]
     return found
 
 
 def at_the_top(tree: ast.Module) -> list[tuple[str, int]]:
     """Only the imports that run with the module itself."""
-    return [found for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef) for found in imports(node)]
+    return [
+        found
+        for node in tree.body
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for found in imports(node)
+    ]
 
 
 def problems(name: str, source: str) -> list[str]:
     """What a module's source breaks, one line each."""
     tree, found = ast.parse(source), []
     if name != EVERYTHING and name not in HOUSE:
-        return [f"{name}: a module that the table does not know; add it with its level and what it may import"]
+        return [
+            f"{name}: a module that the table does not know; add it with its level and what it may import"
+        ]
     allowed = set(HOUSE) | {EVERYTHING} if name == EVERYTHING else set(HOUSE[name][1].split())
     for module, line in imports(tree):
         package, _, rest = module.partition(".")
         own = rest.split(".")[0]
         if package == "prompteol_utils" and (PACKAGE / f"{own}.py").exists() and own not in allowed:
-            found.append(f"{name}.py:{line}: imports {own}; it may import {sorted(allowed) or 'nothing of the package'}")
+            found.append(
+                f"{name}.py:{line}: imports {own}; it may import {sorted(allowed) or 'nothing of the package'}"
+            )
     for module, line in at_the_top(tree):
         if module.split(".")[0] in (HEAVY if name in LIGHT or name.startswith("cli_") else INSIDE):
-            found.append(f"{name}.py:{line}: imports {module} at the top; it belongs inside the function that needs it")
+            found.append(
+                f"{name}.py:{line}: imports {module} at the top; it belongs inside the function that needs it"
+            )
     if (lines := source.count("\n")) > MAX_LINES:
         found.append(f"{name}.py: {lines} lines, more than {MAX_LINES}")
     return found

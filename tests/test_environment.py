@@ -16,7 +16,12 @@ TORCH = (ROOT / "requirements-torch.lock").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-HERE = {"python_full_version": "3.11.7", "python_version": "3.11", "sys_platform": "linux", "platform_system": "Linux"}
+HERE = {
+    "python_full_version": "3.11.7",
+    "python_version": "3.11",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+}
 
 
 def tool(name: str):
@@ -34,7 +39,9 @@ def pins(lines) -> dict[str, str]:
         if requirement.marker is None or requirement.marker.evaluate(HERE):
             (specifier,) = requirement.specifier
             assert specifier.operator == "==", f"{requirement} is no exact pin"
-            assert canonicalize_name(requirement.name) not in found, f"{requirement.name} is pinned twice"
+            assert canonicalize_name(requirement.name) not in found, (
+                f"{requirement.name} is pinned twice"
+            )
             found[canonicalize_name(requirement.name)] = specifier.version
     return found
 
@@ -63,13 +70,17 @@ def test_every_dependency_is_pinned_and_fits():
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         version = ours.get(canonicalize_name(requirement.name))
-        assert version and requirement.specifier.contains(version), f"{text}: the lock has {version}; run make lock"
+        assert version and requirement.specifier.contains(version), (
+            f"{text}: the lock has {version}; run make lock"
+        )
 
 
 def test_lock_is_hashed_and_holds_neither_torch_nor_cuda_nor_an_index():
     names = pins(lock_lines())
     assert not [name for name in names if re.match(r"torch$|triton|nvidia|cuda", name)]
-    requirements = re.split(r"^(?=\S)", re.sub(r"^#.*\n", "", LOCK, flags=re.MULTILINE), flags=re.MULTILINE)
+    requirements = re.split(
+        r"^(?=\S)", re.sub(r"^#.*\n", "", LOCK, flags=re.MULTILINE), flags=re.MULTILINE
+    )
     assert all("--hash=sha256:" in text for text in requirements if text)
     assert "://" not in LOCK + TORCH and " @ " not in LOCK
     assert TORCH.strip().startswith("torch==") and "--hash" not in TORCH
@@ -95,13 +106,30 @@ def test_this_environment_is_the_locked_one(installed):
     "platform, gpu, offered, calls",
     [
         ("linux", False, "here", ["try --no-deps torch==2.13.0+cpu"]),
-        ("linux", False, "web", ["try --no-deps torch==2.13.0+cpu", "try --index-url torch==2.13.0+cpu"]),
-        ("linux", False, "", ["try --no-deps torch==2.13.0+cpu", "try --index-url torch==2.13.0+cpu", "warn", "pip -r"]),
+        (
+            "linux",
+            False,
+            "web",
+            ["try --no-deps torch==2.13.0+cpu", "try --index-url torch==2.13.0+cpu"],
+        ),
+        (
+            "linux",
+            False,
+            "",
+            [
+                "try --no-deps torch==2.13.0+cpu",
+                "try --index-url torch==2.13.0+cpu",
+                "warn",
+                "pip -r",
+            ],
+        ),
         ("linux", True, "here", ["pip -r"]),
         ("darwin", False, "", ["pip --no-deps"]),
     ],
 )
-def test_cuda_packages_come_only_to_a_gpu_or_after_a_warning(monkeypatch, platform, gpu, offered, calls):
+def test_cuda_packages_come_only_to_a_gpu_or_after_a_warning(
+    monkeypatch, platform, gpu, offered, calls
+):
     setup, made = tool("setup_env"), []
 
     def try_pip(*arguments):
@@ -122,7 +150,12 @@ def test_cuda_packages_come_only_to_a_gpu_or_after_a_warning(monkeypatch, platfo
 def test_the_warning_names_what_comes_and_how_to_stop_it(capsys):
     tool("setup_env").warn_of_cuda("torch==2.13.0", seconds=0)
     told = capsys.readouterr().err
-    assert "no NVIDIA GPU" in told and "several GB" in told and "Ctrl-C" in told and "20 packages" in told
+    assert (
+        "no NVIDIA GPU" in told
+        and "several GB" in told
+        and "Ctrl-C" in told
+        and "20 packages" in told
+    )
 
 
 def test_set_up_repeats_only_the_steps_that_changed_or_were_cut_short(monkeypatch, tmp_path):
@@ -133,7 +166,9 @@ def test_set_up_repeats_only_the_steps_that_changed_or_were_cut_short(monkeypatc
     monkeypatch.setattr(setup, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text("a")
     monkeypatch.setattr(setup, "make_venv", lambda: None)
-    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
+    monkeypatch.setattr(
+        setup.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0})
+    )
     monkeypatch.setattr(setup, "install_torch", lambda: made.append("torch"))
     monkeypatch.setattr(setup, "pip", lambda *arguments: made.append(arguments[-1]))
 
@@ -146,7 +181,10 @@ def test_set_up_repeats_only_the_steps_that_changed_or_were_cut_short(monkeypatc
     assert steps() == []
     (tmp_path / "pyproject.toml").write_text("b")
     assert steps() == ["."]
-    for after in ("", "c"):  # an attempt that fails half-way leaves a mixture, so going back to the old lock is work too
+    for after in (
+        "",
+        "c",
+    ):  # an attempt that fails half-way leaves a mixture, so going back to the old lock is work too
         (tmp_path / "LOCK").write_text("c")
         monkeypatch.setattr(setup, "pip", lambda *_: setup.fail("no network"))
         with pytest.raises(SystemExit):

@@ -20,16 +20,35 @@ def ax():
 
 
 def letters(sentences):
-    return np.asarray([[sentence.lower().count(chr(97 + i)) for i in range(26)] for sentence in sentences], float)
+    return np.asarray(
+        [[sentence.lower().count(chr(97 + i)) for i in range(26)] for sentence in sentences], float
+    )
 
 
 def scores(origin="senteval", tasks=("sts12", "stsb"), prompts=("prompteol", "mean"), **more):
-    rows = [(task, prompt, 40.0 + 10 * i + 3 * k) for i, task in enumerate(tasks) for k, prompt in enumerate(prompts)]
+    rows = [
+        (task, prompt, 40.0 + 10 * i + 3 * k)
+        for i, task in enumerate(tasks)
+        for k, prompt in enumerate(prompts)
+    ]
     frame = pd.DataFrame(rows, columns=["task", "prompt", "spearman"])
-    return frame.assign(**({"model": "m", "origin": origin, "text_form": "natural", "weight_origin": "w", "split": "test"} | more))
+    return frame.assign(
+        **(
+            {
+                "model": "m",
+                "origin": origin,
+                "text_form": "natural",
+                "weight_origin": "w",
+                "split": "test",
+            }
+            | more
+        )
+    )
 
 
-PUBLISHED = pd.DataFrame({"system": ["BERT avg."] * 3, "task": ["sts12", "stsb", "avg"], "score": [30.87, 47.29, 52.57]})
+PUBLISHED = pd.DataFrame(
+    {"system": ["BERT avg."] * 3, "task": ["sts12", "stsb", "avg"], "score": [30.87, 47.29, 52.57]}
+)
 
 
 def matrix():
@@ -52,7 +71,11 @@ DRAWINGS = {
     "score_bars": lambda ax: plots.score_bars(ax, scores(), paper=PUBLISHED),
     "layer_curve": lambda ax: plots.layer_curve(ax, layers()),
     "histogram": lambda ax: plots.histogram(
-        ax, {"grades": load_mini_sts("dev").gold, "others": load_mini_sts("test").gold}, "grade (0 to 5)", "Grades", {"middle": 2.5}
+        ax,
+        {"grades": load_mini_sts("dev").gold, "others": load_mini_sts("test").gold},
+        "grade (0 to 5)",
+        "Grades",
+        {"middle": 2.5},
     ),
 }
 
@@ -62,18 +85,28 @@ def test_a_picture_is_named_whole_and_changes_nothing_global(name, ax):
     before = dict(mpl.rcParams)
     assert DRAWINGS[name](ax) is ax
     assert dict(mpl.rcParams) == before
-    assert ax.get_title() and ax.get_xlabel() and (ax.get_ylabel() or name == "similarity_heatmap")  # there the labels are sentences
+    assert (
+        ax.get_title() and ax.get_xlabel() and (ax.get_ylabel() or name == "similarity_heatmap")
+    )  # there the labels are sentences
     figure = ax.figure
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     inside = figure.bbox.padded(2)
-    ticks = [tick.label1 for axis in (ax.xaxis, ax.yaxis) for tick in axis._update_ticks()]  # those that are drawn
+    ticks = [
+        tick.label1 for axis in (ax.xaxis, ax.yaxis) for tick in axis._update_ticks()
+    ]  # those that are drawn
     parts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ticks, *ax.texts, ax.get_legend()]
     for part in parts:
-        if part is None or not part.get_visible() or (hasattr(part, "get_text") and not part.get_text()):
+        if (
+            part is None
+            or not part.get_visible()
+            or (hasattr(part, "get_text") and not part.get_text())
+        ):
             continue
         box = part.get_window_extent(renderer)
-        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), f"{part} is cut off"
+        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), (
+            f"{part} is cut off"
+        )
 
 
 @pytest.mark.parametrize("name", ["score_bars", "layer_curve", "sentence_map", "histogram"])
@@ -83,7 +116,9 @@ def test_the_legend_hides_nothing(name, ax):
     renderer = ax.figure.canvas.get_renderer()
     legend = ax.get_legend().get_window_extent(renderer)
     others = [ax.bbox, ax.xaxis.label.get_window_extent(renderer)]
-    others += [label.get_window_extent(renderer) for label in ax.get_xticklabels() if label.get_text()]
+    others += [
+        label.get_window_extent(renderer) for label in ax.get_xticklabels() if label.get_text()
+    ]
     assert not any(legend.overlaps(other) for other in others)
 
 
@@ -94,17 +129,29 @@ def test_labels_of_the_map_do_not_overlap(ax):
     ax.figure.draw_without_rendering()
     boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
     assert len(boxes) == 6
-    assert not [(i, j) for i in range(6) for j in range(i) if plots._overlap(boxes[i].extents, boxes[j].extents) > 0]
+    assert not [
+        (i, j)
+        for i in range(6)
+        for j in range(i)
+        if plots._overlap(boxes[i].extents, boxes[j].extents) > 0
+    ]
 
 
 def test_bars_are_the_numbers_of_the_table(ax):
     plots.score_bars(ax, scores(), paper=PUBLISHED)
     assert [[bar.get_height() for bar in group] for group in ax.containers] == [[40, 50], [43, 53]]
     assert [text.get_text() for text in ax.texts] == ["40.0", "50.0", "43.0", "53.0"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["sts12\nsenteval", "stsb\nsenteval"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "sts12\nsenteval",
+        "stsb\nsenteval",
+    ]
     (lines,) = ax.collections
     assert [segment[0, 1] for segment in lines.get_segments()] == [30.87, 47.29]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["prompteol", "mean", "BERT avg. (published)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "prompteol",
+        "mean",
+        "BERT avg. (published)",
+    ]
 
 
 def test_a_missing_bar_is_a_gap(ax):
@@ -123,7 +170,10 @@ def test_curves_are_the_numbers_of_the_table_and_the_ring_is_at_the_best(ax):
 
 def test_a_histogram_shows_percent_of_each_sample(ax):
     plots.histogram(ax, {"few": [0.1, 0.2], "many": np.linspace(0, 1, 50)}, "x", "t", bins=10)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["few (mean 0.15)", "many (mean 0.50)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "few (mean 0.15)",
+        "many (mean 0.50)",
+    ]
     assert max(ax.patches[0].get_xy()[:, 1]) == pytest.approx(50)
     counts = np.histogram(np.linspace(0, 1, 50), 10, (0, 1))[0]
     assert max(ax.patches[2].get_xy()[:, 1]) == pytest.approx(100 * counts.max() / 50)
@@ -134,17 +184,27 @@ def test_mixed_sets_are_refused(ax):
     with pytest.raises(ValueError, match="origin is mixed"):
         plots.score_bars(ax, mixed)
     with pytest.raises(ValueError, match="text_form is mixed"):
-        plots.score_bars(ax, pd.concat([scores(), scores(text_form="tokenised lower case", prompts=("means",))]))
+        plots.score_bars(
+            ax, pd.concat([scores(), scores(text_form="tokenised lower case", prompts=("means",))])
+        )
     with pytest.raises(ValueError, match="origin is mixed"):
         plots.layer_curve(
-            ax, pd.concat([layers(), layers().query("prompt == 'mean'").assign(origin="hub", prompt="x")]).drop(columns="task")
+            ax,
+            pd.concat(
+                [layers(), layers().query("prompt == 'mean'").assign(origin="hub", prompt="x")]
+            ).drop(columns="task"),
         )
     with pytest.raises(ValueError, match="a layer curve shows one task, got sts12, stsb"):
         plots.layer_curve(ax, pd.concat([layers(), layers().assign(task="sts12")]))
 
 
 def test_the_text_form_may_differ_where_the_picture_is_about_it(ax):
-    both = pd.concat([scores(prompts=("prompteol",)), scores(prompts=("prompteol",), text_form="tokenised lower case")])
+    both = pd.concat(
+        [
+            scores(prompts=("prompteol",)),
+            scores(prompts=("prompteol",), text_form="tokenised lower case"),
+        ]
+    )
     plots.score_bars(ax, both, by="text_form")
     assert len(ax.containers) == 2
 
@@ -154,23 +214,46 @@ def test_published_scores_never_stand_beside_another_set(column, value, ax):
     with pytest.raises(ValueError, match=f"{column} of sts12 is '{value}': draw them apart"):
         plots.score_bars(ax, scores(**{column: value}), paper=PUBLISHED)
     ax.clear()
-    plots.score_bars(ax, scores(**{column: value}), paper=PUBLISHED[PUBLISHED["task"] == "avg"])  # another task: left out
+    plots.score_bars(
+        ax, scores(**{column: value}), paper=PUBLISHED[PUBLISHED["task"] == "avg"]
+    )  # another task: left out
     assert not ax.collections
 
 
 @pytest.mark.parametrize(
     ("draw", "says"),
     [
-        (lambda ax: plots.score_bars(ax, scores().drop(columns="prompt")), "lacks the column prompt; it has task"),
+        (
+            lambda ax: plots.score_bars(ax, scores().drop(columns="prompt")),
+            "lacks the column prompt; it has task",
+        ),
         (lambda ax: plots.score_bars(ax, scores().iloc[:0]), "no rows"),
-        (lambda ax: plots.score_bars(ax, pd.concat([scores(), scores()])), "two rows share .*sts12.*prompteol"),
-        (lambda ax: plots.score_bars(ax, scores(prompts=map(str, range(9)))), "9 different prompt in one picture; at most 8"),
-        (lambda ax: plots.score_bars(ax, scores(), paper=pd.concat([PUBLISHED, PUBLISHED])), "two published rows share"),
-        (lambda ax: plots.similarity_heatmap(ax, np.eye(3), ["a", "b"]), r"matrix \(2, 2\).*got shape \(3, 3\)"),
-        (lambda ax: plots.sentence_map(ax, np.zeros((2, 3)), ["a", "b"]), r"points \(2, 2\).*got shape \(2, 3\)"),
+        (
+            lambda ax: plots.score_bars(ax, pd.concat([scores(), scores()])),
+            "two rows share .*sts12.*prompteol",
+        ),
+        (
+            lambda ax: plots.score_bars(ax, scores(prompts=map(str, range(9)))),
+            "9 different prompt in one picture; at most 8",
+        ),
+        (
+            lambda ax: plots.score_bars(ax, scores(), paper=pd.concat([PUBLISHED, PUBLISHED])),
+            "two published rows share",
+        ),
+        (
+            lambda ax: plots.similarity_heatmap(ax, np.eye(3), ["a", "b"]),
+            r"matrix \(2, 2\).*got shape \(3, 3\)",
+        ),
+        (
+            lambda ax: plots.sentence_map(ax, np.zeros((2, 3)), ["a", "b"]),
+            r"points \(2, 2\).*got shape \(2, 3\)",
+        ),
         (lambda ax: plots.sentence_map(ax, np.zeros((2, 2)), ["a", "b"], ["x"]), "as many groups"),
         (lambda ax: plots.histogram(ax, [], "x", "t"), "empty or holds NaN"),
-        (lambda ax: plots.histogram(ax, {"a": [1, np.nan]}, "x", "t"), "sample 'a' of a histogram is empty or holds NaN"),
+        (
+            lambda ax: plots.histogram(ax, {"a": [1, np.nan]}, "x", "t"),
+            "sample 'a' of a histogram is empty or holds NaN",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_drawn_says_why(draw, says, ax):

@@ -4,13 +4,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompteol_utils.prompts import PROMPTS, Demonstration, Prompt, get_prompt, paper_punctuation, parse_demonstration, with_demonstrations
+from prompteol_utils.prompts import (
+    PROMPTS,
+    Demonstration,
+    Prompt,
+    get_prompt,
+    paper_punctuation,
+    parse_demonstration,
+    with_demonstrations,
+)
 
 
 def test_template_to_the_character():
-    assert PROMPTS["prompteol"].render("The cat sleeps.") == 'This sentence : "The cat sleeps." means in one word:"'
+    assert (
+        PROMPTS["prompteol"].render("The cat sleeps.")
+        == 'This sentence : "The cat sleeps." means in one word:"'
+    )
     assert PROMPTS["means"].render("The cat sleeps.") == 'This sentence : "The cat sleeps." means'
-    assert PROMPTS["mean"].render(' The  cat "sleeps"') == PROMPTS["last"].render(' The  cat "sleeps"') == ' The  cat "sleeps"'
+    assert (
+        PROMPTS["mean"].render(' The  cat "sleeps"')
+        == PROMPTS["last"].render(' The  cat "sleeps"')
+        == ' The  cat "sleeps"'
+    )
     assert {name: prompt.pooling for name, prompt in PROMPTS.items()} == {
         "prompteol": "last",
         "means": "last",
@@ -47,17 +62,25 @@ def test_cleaned_sentence_cannot_close_the_template_quote(text):
 
 
 def test_one_demonstration_in_the_format_of_the_paper():
-    prompt = with_demonstrations("prompteol", [Demonstration("A jockey riding a horse.", "Equestrian")])
-    expected = (
-        'This sentence : "A jockey riding a horse." means in one word:"Equestrian".This sentence : "The cat sleeps." means in one word:"'
+    prompt = with_demonstrations(
+        "prompteol", [Demonstration("A jockey riding a horse.", "Equestrian")]
     )
+    expected = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".This sentence : "The cat sleeps." means in one word:"'
     assert prompt.render("The cat sleeps") == expected
-    assert prompt.demonstrations[0].word == "Equestrian" and prompt.pooling == "last" and prompt.suffix == PROMPTS["prompteol"].suffix
+    assert (
+        prompt.demonstrations[0].word == "Equestrian"
+        and prompt.pooling == "last"
+        and prompt.suffix == PROMPTS["prompteol"].suffix
+    )
 
 
 def test_demonstrations_keep_their_order_and_are_cleaned_like_the_sentence():
     prompt = with_demonstrations(
-        "prompteol", [Demonstration('He said "go"\nand left', "Farewell"), Demonstration("Meat from a deer?", "Venison")]
+        "prompteol",
+        [
+            Demonstration('He said "go"\nand left', "Farewell"),
+            Demonstration("Meat from a deer?", "Venison"),
+        ],
     )
     assert prompt.prefix.startswith(
         'This sentence : "He said \'go\' and left." means in one word:"Farewell".This sentence : "Meat from a deer."'
@@ -70,7 +93,10 @@ def test_demonstrations_keep_their_order_and_are_cleaned_like_the_sentence():
     [
         (lambda: with_demonstrations("mean", [Demonstration("a b", "c")]), "open quote"),
         (
-            lambda: with_demonstrations(with_demonstrations("prompteol", [Demonstration("a b", "c")]), [Demonstration("d", "e")]),
+            lambda: with_demonstrations(
+                with_demonstrations("prompteol", [Demonstration("a b", "c")]),
+                [Demonstration("d", "e")],
+            ),
             "already holds 1",
         ),
         (lambda: Demonstration("", "Word"), "needs a sentence"),

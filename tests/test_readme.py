@@ -10,7 +10,9 @@ READMES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
 def tool():
-    spec = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_results", ROOT / "tools" / "readme_results.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -22,7 +24,9 @@ def readme(request):
 
 
 def test_every_table_is_made_from_the_rows(readme):
-    assert tool().render(readme) == readme, "results differ from data/results: run python tools/readme_results.py"
+    assert tool().render(readme) == readme, (
+        "results differ from data/results: run python tools/readme_results.py"
+    )
 
 
 def test_a_number_changed_by_hand_is_seen(readme):
@@ -36,7 +40,12 @@ def test_a_number_changed_by_hand_is_seen(readme):
 
 def test_no_block_is_left_out(readme):
     made = tool()
-    assert len(made.BLOCK.findall(readme)) == readme.count("<!-- results:") == readme.count("<!-- end -->") > 0
+    assert (
+        len(made.BLOCK.findall(readme))
+        == readme.count("<!-- results:")
+        == readme.count("<!-- end -->")
+        > 0
+    )
 
 
 def test_the_bundled_adapter_is_the_one_that_was_scored():
@@ -46,8 +55,18 @@ def test_the_bundled_adapter_is_the_one_that_was_scored():
 
     place = ROOT / "data" / "adapters" / "nli-nf4-r16"
     name = f"{place.name}@{files.sha256(place / 'adapter_model.safetensors')[:8]}"
-    trained = [row for row in Store(ROOT / "data" / "results" / "finetune.jsonl").rows() if row["adapter"] == name]
-    scored = {row["task"] for row in Store(ROOT / "data" / "results" / "sts.jsonl").rows() if row["adapter"] == name}
+    trained = [
+        row
+        for row in Store(ROOT / "data" / "results" / "finetune.jsonl").rows()
+        if row["adapter"] == name
+    ]
+    scored = {
+        row["task"]
+        for row in Store(ROOT / "data" / "results" / "sts.jsonl").rows()
+        if row["adapter"] == name
+    }
     record = adapters.read(place)
-    assert [row["dev_best"] for row in trained] == [record["dev"]] and trained[0]["config"]["rank"] == record["config"]["rank"]
+    assert [row["dev_best"] for row in trained] == [record["dev"]] and trained[0]["config"][
+        "rank"
+    ] == record["config"]["rank"]
     assert "stsb" in scored and sum(file.stat().st_size for file in place.iterdir()) < 20e6

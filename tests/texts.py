@@ -10,12 +10,16 @@ def read(path, columns):
     """Rows of a CSV with exactly these columns; each also says `where` it stands."""
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == columns, f"{path.name}:1: columns are {reader.fieldnames}; write {columns}"
+        assert reader.fieldnames == columns, (
+            f"{path.name}:1: columns are {reader.fieldnames}; write {columns}"
+        )
         rows = []
         for row in reader:
             where = f"{path.name}:{reader.line_num}"
             # DictReader files surplus cells under None and fills missing ones with None.
-            assert None not in row and None not in row.values(), f"{where}: not {len(columns)} cells; quote a text that has a comma"
+            assert None not in row and None not in row.values(), (
+                f"{where}: not {len(columns)} cells; quote a text that has a comma"
+            )
             rows.append(row | {"where": where})
     return rows
 

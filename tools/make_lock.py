@@ -56,13 +56,23 @@ def main() -> None:
     uv = venv / ("Scripts" if os.name == "nt" else "bin") / "uv"
     if not uv.exists():
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        subprocess.run([uv.with_name("python"), "-m", "pip", "install", "--quiet", "uv"], check=True)
+        subprocess.run(
+            [uv.with_name("python"), "-m", "pip", "install", "--quiet", "uv"], check=True
+        )
     if new.exists():
         new.unlink()
     if not os.environ.get("UPGRADE"):
         shutil.copyfile(LOCK, new)  # uv keeps the versions that it finds in its output file
     command = [uv, "pip", "compile", "pyproject.toml", "--extra", "dev", "--constraint"]
-    command += ["requirements-torch.lock", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--quiet"]
+    command += [
+        "requirements-torch.lock",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+        "--no-annotate",
+        "--quiet",
+    ]
     command += ["--no-emit-index-url", "--no-emit-find-links", "--output-file", new]
     subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
     kept = [block for block in blocks(new.read_text(encoding="utf-8")) if not LEFT_OUT.match(block)]

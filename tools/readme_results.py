@@ -13,9 +13,20 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
-READMES, RESULTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md"), ROOT / "data" / "results"
+READMES, RESULTS = (
+    (ROOT / "README.md", ROOT / "benchmarks" / "README.md"),
+    ROOT / "data" / "results",
+)
 STS = {"stsb": "STS-B", "sts12": "STS12", "sts13": "STS13", "sts15": "STS15"}
-TRANSFER = {"mr": "MR", "cr": "CR", "subj": "SUBJ", "mpqa": "MPQA", "sst2": "SST-2", "trec": "TREC", "mrpc": "MRPC"}
+TRANSFER = {
+    "mr": "MR",
+    "cr": "CR",
+    "subj": "SUBJ",
+    "mpqa": "MPQA",
+    "sst2": "SST-2",
+    "trec": "TREC",
+    "mrpc": "MRPC",
+}
 REPRESENTATIONS = {
     "last": "last token, no prompt", "mean": "mean of tokens, no prompt", "means": '`This sentence : "X" means` (no one-word limit)',
     "prompteol": "**PromptEOL**",
@@ -42,21 +53,37 @@ def markdown(columns: list[str], rows: list[list[str]], left: int = 1) -> str:
 
 def plain(rows: pd.DataFrame) -> pd.Series:
     """Which rows are of the model as it came: no demonstration, no adapter, not quantised."""
-    return rows["demonstrations"].map(len).eq(0) & rows["quantization"].isna() & rows["adapter"].isna()
+    return (
+        rows["demonstrations"].map(len).eq(0) & rows["quantization"].isna() & rows["adapter"].isna()
+    )
 
 
 def system(row: pd.Series) -> str:
     """What stands before a score: the prompt, demonstrations by their words, and training."""
     words = [one.rpartition("=>")[2] for one in row["demonstrations"]]
-    shown = f"{len(words)} demonstration{'s' if len(words) > 1 else ''} ({', '.join(words)})" if words else ""
+    shown = (
+        f"{len(words)} demonstration{'s' if len(words) > 1 else ''} ({', '.join(words)})"
+        if words
+        else ""
+    )
     return " + ".join(
-        filter(None, [NAMES.get(row["prompt"], row["prompt"]), shown, f"trained ({row['adapter']})" if row["adapter"] else ""])
+        filter(
+            None,
+            [
+                NAMES.get(row["prompt"], row["prompt"]),
+                shown,
+                f"trained ({row['adapter']})" if row["adapter"] else "",
+            ],
+        )
     )
 
 
 def precision(row: pd.Series) -> str:
     """How the weights are kept, as people call it."""
-    return {"nf4": "NF4", "int8": "int8"}.get(row["quantization"]) or {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
+    return {"nf4": "NF4", "int8": "int8"}.get(row["quantization"]) or {
+        "float32": "fp32",
+        "bfloat16": "bf16",
+    }[row["dtype"]]
 
 
 def cells(found: pd.Series, names: Iterable) -> list[str]:
@@ -67,21 +94,49 @@ def cells(found: pd.Series, names: Iterable) -> list[str]:
 def prompts() -> str:
     """Representations on STS-B dev, by the encoder and by the plain loop."""
     rows = pd.concat([store("sts"), store("reference")])
-    rows = rows[rows["model"].eq("smollm2-135m-instruct") & rows["split"].eq("dev") & rows["dtype"].eq("float32") & rows["n"].eq(1500)]
+    rows = rows[
+        rows["model"].eq("smollm2-135m-instruct")
+        & rows["split"].eq("dev")
+        & rows["dtype"].eq("float32")
+        & rows["n"].eq(1500)
+    ]
     rows = rows[plain(rows)].astype({"spearman": float})
     scores = rows.pivot_table(index="prompt", columns="engine", values="spearman", aggfunc="last")
-    lines = [[text, *(f"{scores.loc[name, engine]:.2f}" for engine in ("encoder", "reference"))] for name, text in REPRESENTATIONS.items()]
-    return markdown(["representation", "STS-B dev", "the plain loop, one sentence at a time"], lines)
+    lines = [
+        [text, *(f"{scores.loc[name, engine]:.2f}" for engine in ("encoder", "reference"))]
+        for name, text in REPRESENTATIONS.items()
+    ]
+    return markdown(
+        ["representation", "STS-B dev", "the plain loop, one sentence at a time"], lines
+    )
 
 
 def sts() -> str:
     """Every system with rows on whole test sets."""
     rows = store("sts")
-    rows = rows[rows["prompt"].eq("prompteol") & rows["split"].eq("test") & rows["origin"].eq("senteval") & rows["engine"].eq("encoder")]
-    rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"spearman": float})
-    place = [rows["model"], rows["precision"].map(ORDER.index), rows["adapter"].notna(), rows["demonstrations"].map(len)]
+    rows = rows[
+        rows["prompt"].eq("prompteol")
+        & rows["split"].eq("test")
+        & rows["origin"].eq("senteval")
+        & rows["engine"].eq("encoder")
+    ]
+    rows = rows.assign(
+        system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)
+    ).astype({"spearman": float})
+    place = [
+        rows["model"],
+        rows["precision"].map(ORDER.index),
+        rows["adapter"].notna(),
+        rows["demonstrations"].map(len),
+    ]
     rows = rows.assign(place=list(zip(*place, strict=True))).sort_values("place", kind="stable")
-    table = rows.pivot_table(index=["model", "precision", "system"], columns="task", values="spearman", aggfunc="last", sort=False)
+    table = rows.pivot_table(
+        index=["model", "precision", "system"],
+        columns="task",
+        values="spearman",
+        aggfunc="last",
+        sort=False,
+    )
     lines = [[*index, *cells(scores, STS)] for index, scores in table.iterrows()]
     return markdown(["model", "weights", "representation", *STS.values()], lines, left=3)
 
@@ -89,16 +144,23 @@ def sts() -> str:
 def search() -> str:
     """What one of 300 demonstrations does, by model."""
     from prompteol_utils import data
-    from prompteol_utils.demonstrations import Trials, rank
+    from prompteol_utils.demonstrations import DemonstrationScores, rank
 
     candidates, lines = data.load_demonstrations(), []
     for file in sorted(RESULTS.glob("search_*.jsonl"), reverse=True):
-        trials = Trials.recorded(file)
+        trials = DemonstrationScores.recorded(file)
         ranked = rank(trials, candidates)
         n, best, gain = int(ranked["n"].iloc[0]), ranked.iloc[0], ranked["gain"]
-        numbers = [f"{trials.score([], n):.1f}", f"{gain.mean():+.1f}", f"{best['gain']:+.1f} ({best['word']})", f"{(gain > 0).mean():.0%}"]
+        numbers = [
+            f"{trials.score([], n):.1f}",
+            f"{gain.mean():+.1f}",
+            f"{best['gain']:+.1f} ({best['word']})",
+            f"{(gain > 0).mean():.0%}",
+        ]
         lines.append([trials.about["model"], str(n), *numbers])
-    return markdown(["model", "pairs", "no demonstration", "mean gain", "best", "share that helps"], lines)
+    return markdown(
+        ["model", "pairs", "no demonstration", "mean gain", "best", "share that helps"], lines
+    )
 
 
 def transfer() -> str:
@@ -108,19 +170,35 @@ def transfer() -> str:
         return NOTHING
     from prompteol_utils.evaluation import summarise
 
-    rows = rows.assign(system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)).astype({"accuracy": float})
+    rows = rows.assign(
+        system=rows.apply(system, axis=1), precision=rows.apply(precision, axis=1)
+    ).astype({"accuracy": float})
     table = summarise(rows, by=["model", "precision", "system", "solver"])
     lines = [[*index, *cells(scores, [*TRANSFER, "avg"])] for index, scores in table.iterrows()]
-    return markdown(["model", "weights", "representation", "solver", *TRANSFER.values(), "mean of 7"], lines, left=4)
+    return markdown(
+        ["model", "weights", "representation", "solver", *TRANSFER.values(), "mean of 7"],
+        lines,
+        left=4,
+    )
 
 
 def dtypes() -> str:
     """PromptEOL on STS-B dev in fp32 and in bf16."""
     rows = store("sts")
-    rows = rows[rows["prompt"].eq("prompteol") & rows["split"].eq("dev") & rows["n"].eq(1500) & rows["engine"].eq("encoder")]
+    rows = rows[
+        rows["prompt"].eq("prompteol")
+        & rows["split"].eq("dev")
+        & rows["n"].eq(1500)
+        & rows["engine"].eq("encoder")
+    ]
     rows = rows[plain(rows)].astype({"spearman": float})
-    table = rows.pivot_table(index="model", columns="dtype", values="spearman", aggfunc="last", sort=False)
-    lines = [[model, *(f"{scores[name]:.2f}" for name in ("float32", "bfloat16"))] for model, scores in table.iterrows()]
+    table = rows.pivot_table(
+        index="model", columns="dtype", values="spearman", aggfunc="last", sort=False
+    )
+    lines = [
+        [model, *(f"{scores[name]:.2f}" for name in ("float32", "bfloat16"))]
+        for model, scores in table.iterrows()
+    ]
     return markdown(["model", "fp32", "bf16"], lines)
 
 
@@ -128,11 +206,18 @@ def speed() -> str:
     """Sentences a second by engine and demonstrations; in brackets the share of the machine's fp32 peak."""
     rows = store("bench").astype({"sentences_per_second": float, "share": float})
     engines = list(dict.fromkeys(rows["engine"]))
-    medians = rows.groupby(["model", "shots", "engine"], sort=False)[["sentences_per_second", "share"]].median()
+    medians = rows.groupby(["model", "shots", "engine"], sort=False)[
+        ["sentences_per_second", "share"]
+    ].median()
     lines = []
     for model, shots in dict.fromkeys(zip(rows["model"], rows["shots"], strict=True)):
         here = medians.loc[model, shots]
-        found = [f"{here.loc[e, 'sentences_per_second']:.1f} ({here.loc[e, 'share']:.0%})" if e in here.index else "–" for e in engines]
+        found = [
+            f"{here.loc[e, 'sentences_per_second']:.1f} ({here.loc[e, 'share']:.0%})"
+            if e in here.index
+            else "–"
+            for e in engines
+        ]
         lines.append([model, str(shots), *found])
     return markdown(["model", "demonstrations", *engines], lines)
 
@@ -143,12 +228,28 @@ def bench() -> str:
 
     lines = []
     for row in encode.table(encode.ROWS).itertuples():
-        speed = [f"{row.sentences_per_second:.1f}", f"{row.ours_is_faster:.1f}", f"{row.useful_tokens_per_second:,.0f}"]
+        speed = [
+            f"{row.sentences_per_second:.1f}",
+            f"{row.ours_is_faster:.1f}",
+            f"{row.useful_tokens_per_second:,.0f}",
+        ]
         speed += [f"{row.share:.0%}", f"{row.share_with_attention:.0%}"]
         exact = [f"{row.peak_memory_mb:,.0f}", f"{row.smallest_cosine:.5f}", f"{row.stsb_dev:.2f}"]
         lines.append([row.model, str(row.shots), row.engine, *speed, *exact])
-    columns = ["model", "demonstrations", "engine", "sentences/s", "ours is times as fast", "useful tokens/s", "share of peak"]
-    return markdown([*columns, "… with attention", "peak memory (MB)", "smallest cosine", "STS-B dev"], lines, left=3)
+    columns = [
+        "model",
+        "demonstrations",
+        "engine",
+        "sentences/s",
+        "ours is times as fast",
+        "useful tokens/s",
+        "share of peak",
+    ]
+    return markdown(
+        [*columns, "… with attention", "peak memory (MB)", "smallest cosine", "STS-B dev"],
+        lines,
+        left=3,
+    )
 
 
 def profile() -> str:
@@ -160,18 +261,41 @@ def profile() -> str:
     kinds, lines = [*profile_encode.KINDS, "outside operators"], []
     for row in profile_encode.table(profile_encode.ROWS).to_dict("records"):
         shares = [f"{row[kind]:.0f}%" for kind in kinds]
-        lines.append([str(row["shots"]), f"`{row['revision'][:7]}`", f"{row['cpu_seconds']:.2f}", f"{row['gflops']:.0f}", *shares])
+        lines.append(
+            [
+                str(row["shots"]),
+                f"`{row['revision'][:7]}`",
+                f"{row['cpu_seconds']:.2f}",
+                f"{row['gflops']:.0f}",
+                *shares,
+            ]
+        )
     return markdown(["demonstrations", "commit", "CPU seconds", "GFLOP/s", *kinds], lines, left=2)
 
 
 def train() -> str:
     """A training step against the plain loop."""
     rows = store("train_bench").astype({"seconds_a_step": float, "peak_memory_gb": float})
-    table = rows.pivot_table(index="batch", columns="engine", values=["seconds_a_step", "peak_memory_gb"], aggfunc="median")
+    table = rows.pivot_table(
+        index="batch",
+        columns="engine",
+        values=["seconds_a_step", "peak_memory_gb"],
+        aggfunc="median",
+    )
     table["times", ""] = table["seconds_a_step", "plain"] / table["seconds_a_step", "chunks"]
-    columns = [(what, engine) for what in ("seconds_a_step", "peak_memory_gb") for engine in ("chunks", "plain")]
-    lines = [[str(batch), *cells(row, [*columns[:2], ("times", ""), *columns[2:]])] for batch, row in table.iterrows()]
-    return markdown(["batch", "s a step", "plain loop", "times as fast", "peak memory (GB)", "plain loop (GB)"], lines)
+    columns = [
+        (what, engine)
+        for what in ("seconds_a_step", "peak_memory_gb")
+        for engine in ("chunks", "plain")
+    ]
+    lines = [
+        [str(batch), *cells(row, [*columns[:2], ("times", ""), *columns[2:]])]
+        for batch, row in table.iterrows()
+    ]
+    return markdown(
+        ["batch", "s a step", "plain loop", "times as fast", "peak memory (GB)", "plain loop (GB)"],
+        lines,
+    )
 
 
 def scale() -> str:
@@ -194,7 +318,16 @@ def scale() -> str:
         for row in rows.itertuples()
     ]
     return markdown(
-        ["model", "sentences", "seconds", "ms a sentence", "CPU ms a sentence", "off linear", "memory above the loaded model (MB)"], lines
+        [
+            "model",
+            "sentences",
+            "seconds",
+            "ms a sentence",
+            "CPU ms a sentence",
+            "off linear",
+            "memory above the loaded model (MB)",
+        ],
+        lines,
     )
 
 
@@ -207,9 +340,12 @@ def shots() -> str:
         return NOTHING
     table = rows.pivot_table(index="prefix_cache", columns="shots", values="cpu_ms_a_sentence")
     lines = [
-        [text, *cells(table.loc[c], table.columns)] for text, c in (("prefix run once", True), ("prefix run for each sentence", False))
+        [text, *cells(table.loc[c], table.columns)]
+        for text, c in (("prefix run once", True), ("prefix run for each sentence", False))
     ]
-    return markdown(["CPU ms a sentence with … demonstrations", *(f"{k:.0f}" for k in table.columns)], lines)
+    return markdown(
+        ["CPU ms a sentence with … demonstrations", *(f"{k:.0f}" for k in table.columns)], lines
+    )
 
 
 def render(text: str) -> str:

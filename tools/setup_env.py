@@ -89,14 +89,24 @@ def make_venv():
     if VENV.exists():
         say("the .venv that is there does not work; it is made anew")
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
-        fail("no virtual environment could be made (on Debian and Ubuntu: apt install python3-venv)")
+        fail(
+            "no virtual environment could be made (on Debian and Ubuntu: apt install python3-venv)"
+        )
 
 
 def pip(*arguments):
     """One pip install. pip's hundreds of lines go into .venv/setup.log; what is shown is how far it is."""
     command = [*PIP, "--progress-bar", "off", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with open(VENV / "setup.log", "a", encoding="utf-8") as log, subprocess.Popen(command, cwd=ROOT, **pipes) as run:
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "errors": "replace",
+    }
+    with (
+        open(VENV / "setup.log", "a", encoding="utf-8") as log,
+        subprocess.Popen(command, cwd=ROOT, **pipes) as run,
+    ):
         lines, seen = [], 0
         for line in run.stdout:
             log.write(line)
@@ -108,12 +118,20 @@ def pip(*arguments):
             elif line.startswith("Installing collected packages") and seen > 1:
                 say(f"  {seen} packages fetched, now being unpacked")
     if run.returncode:
-        fail(f"pip failed: install {' '.join(map(str, arguments))}\n{''.join(lines[-15:])}Once the cause is gone, make goes on from here.")
+        fail(
+            f"pip failed: install {' '.join(map(str, arguments))}\n{''.join(lines[-15:])}Once the cause is gone, make goes on from here."
+        )
 
 
 def try_pip(*arguments):
     """The same, where "no such wheel" is an answer and anything else (a full disk, say) is an error."""
-    run = subprocess.run([*PIP, "--quiet", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace")
+    run = subprocess.run(
+        [*PIP, "--quiet", *map(str, arguments)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
     if run.returncode and "No matching distribution" not in run.stderr:
         fail(f"pip failed: install {' '.join(map(str, arguments))}\n{run.stderr.strip()}")
     return run.returncode == 0
@@ -122,7 +140,10 @@ def try_pip(*arguments):
 def has_nvidia_gpu():
     tool = shutil.which("nvidia-smi")
     try:
-        return bool(tool) and subprocess.run([tool, "-L"], capture_output=True, timeout=60).returncode == 0
+        return (
+            bool(tool)
+            and subprocess.run([tool, "-L"], capture_output=True, timeout=60).returncode == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -134,13 +155,17 @@ def install_torch():
     """
     pin = TORCH.read_text().split()[-1]
     if not sys.platform.startswith("linux"):
-        pip("--no-deps", pin)  # the macOS and Windows wheels on the index hold no CUDA; torch's own needs are in requirements.lock
+        pip(
+            "--no-deps", pin
+        )  # the macOS and Windows wheels on the index hold no CUDA; torch's own needs are in requirements.lock
     elif has_nvidia_gpu():
         say(f"an NVIDIA GPU is here: {pin} with its CUDA packages (several GB)")
         pip("-r", TORCH)
     elif try_pip("--no-deps", f"{pin}+cpu"):
         say(f"{pin}: CPU build, from pip's own sources")
-    elif try_pip("--no-deps", "--timeout", 10, "--retries", 1, "--index-url", CPU_INDEX, f"{pin}+cpu"):
+    elif try_pip(
+        "--no-deps", "--timeout", 10, "--retries", 1, "--index-url", CPU_INDEX, f"{pin}+cpu"
+    ):
         say(f"{pin}: CPU build, from {CPU_INDEX}")
     else:
         warn_of_cuda(pin)
@@ -165,7 +190,9 @@ def main():
     wanted = {
         "torch": digest(TORCH),
         "packages": digest(TORCH, LOCK),
-        "project": digest(ROOT / "pyproject.toml", str(ROOT)),  # an editable install holds the folder's name
+        "project": digest(
+            ROOT / "pyproject.toml", str(ROOT)
+        ),  # an editable install holds the folder's name
     }
     stamps = read_stamps() if PYTHON.exists() else {}
     if stamps == wanted:
@@ -178,11 +205,16 @@ def main():
         "project": lambda: pip("--no-deps", "--no-build-isolation", "--editable", "."),
     }
     if subprocess.run([str(PYTHON), "-c", REPAIR]).returncode:
-        fail("the packages in .venv could not be looked through; remove the folder .venv and run make again")
+        fail(
+            "the packages in .venv could not be looked through; remove the folder .venv and run make again"
+        )
     for name, step in steps.items():
         if stamps.get(name) == wanted[name]:
             continue
-        say(f"installing {name}" + {"torch": " (about 200 MB for a CPU)", "packages": " (a few minutes)"}.get(name, ""))
+        say(
+            f"installing {name}"
+            + {"torch": " (about 200 MB for a CPU)", "packages": " (a few minutes)"}.get(name, "")
+        )
         write_stamps({key: value for key, value in stamps.items() if key != name})
         step()
         stamps[name] = wanted[name]

@@ -19,9 +19,21 @@ STEPS = {
     "pytest": ["-m", "pytest", "--color=no"],
     "notebooks (smoke)": ["-m", "tools.notebooks", "run", "--profile", "smoke"],
     "copies for nbval": ["-m", "tools.notebooks", "copies", COPIES],
-    "nbval": ["-m", "pytest", "--nbval-lax", "--nbval-cell-timeout", "900", "-p", "no:cacheprovider", "--color=no", COPIES],
+    "nbval": [
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-cell-timeout",
+        "900",
+        "-p",
+        "no:cacheprovider",
+        "--color=no",
+        COPIES,
+    ],
 }
-SUMMARY = re.compile(r"^(=+ )?\d+ (passed|failed|error|skipped|deselected).* in [\d.]+s|^no tests ran")
+SUMMARY = re.compile(
+    r"^(=+ )?\d+ (passed|failed|error|skipped|deselected).* in [\d.]+s|^no tests ran"
+)
 FAILURE = re.compile(r"^(FAILED|ERROR) ")
 
 
@@ -29,8 +41,19 @@ def step(name: str, command: list[str]) -> tuple[str, float, int, str, list[str]
     """Run one step, show its lines as they come, keep its summary line and the names of what failed."""
     print(f"\n=== {name}", flush=True)
     start, summary, failures = time.perf_counter(), "", []
-    env = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    env = {
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **os.environ,
+    }
+    pipes = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "errors": "replace",
+    }
     with subprocess.Popen([PYTHON, *command], cwd=ROOT, env=env, **pipes) as run:
         for line in run.stdout:
             if NOISE in line:
@@ -50,9 +73,13 @@ def main() -> int:
         print(f"{name:18}  {minutes:5.1f} min  {'FAILED' if code else 'ok':6}  {summary}".rstrip())
     for name, _, code, _, failures in done:
         if code:
-            print(f"\n{name} failed (exit code {code})" + "".join(f"\n  {line}" for line in failures))
+            print(
+                f"\n{name} failed (exit code {code})" + "".join(f"\n  {line}" for line in failures)
+            )
     failed = sum(bool(code) for _, _, code, _, _ in done)
-    print(f"\n{len(done) - failed} of {len(done)} steps passed, {sum(minutes for _, minutes, *_ in done):.1f} minutes")
+    print(
+        f"\n{len(done) - failed} of {len(done)} steps passed, {sum(minutes for _, minutes, *_ in done):.1f} minutes"
+    )
     return int(bool(failed))
 
 

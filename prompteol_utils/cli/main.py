@@ -10,13 +10,8 @@ from collections.abc import Sequence
 
 from prompteol_utils.cli.options import DEFAULT_MODEL, encoder_options, load, positive, row_key
 
-# Modules that bring verbs of their own: each has add_verbs(verb), and imports what is heavy inside.
-ROOMS: tuple[str, ...] = (
-    "demonstrations",
-    "finetune",
-    "experiments",
-    "evaluate",
-)
+# Modules that bring verbs of their own: each has add_commands(verb), and imports what is heavy inside.
+COMMAND_MODULES: tuple[str, ...] = ("demonstrations", "finetune", "experiments", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,45 +49,87 @@ def _one_line(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m prompteol_utils", description="Sentence embeddings from language models (PromptEOL).")
+    parser = argparse.ArgumentParser(
+        prog="python -m prompteol_utils",
+        description="Sentence embeddings from language models (PromptEOL).",
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name, function, text):
-        made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+        made = verbs.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common]
+        )
         made.set_defaults(verb=function)
         return made
 
-    encode = verb("encode", _encode, "embed the sentences of a file; a run that was cut off goes on where it was")
-    encode.add_argument("--input", required=True, metavar="FILE", help=".txt (a sentence a line), .csv, .tsv, .jsonl or .parquet")
+    encode = verb(
+        "encode",
+        _encode,
+        "embed the sentences of a file; a run that was cut off goes on where it was",
+    )
+    encode.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help=".txt (a sentence a line), .csv, .tsv, .jsonl or .parquet",
+    )
     encode.add_argument("--output", required=True, metavar="FILE", help=".npy or .parquet")
-    encode.add_argument("--text-column", metavar="NAME", help="column with the sentences; by default sentence, text or the only one")
+    encode.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="column with the sentences; by default sentence, text or the only one",
+    )
     encoder_options(encode)
-    encode.add_argument("--prompt", help="a name from PROMPTS (default: the model's own, prompteol for a language model)")
+    encode.add_argument(
+        "--prompt",
+        help="a name from PROMPTS (default: the model's own, prompteol for a language model)",
+    )
 
     sts = verb("sts", _sts, "score a model on semantic textual similarity (Spearman x 100)")
     encoder_options(sts)
     sts.add_argument(
-        "--prompt", nargs="+", dest="prompts", help="names from PROMPTS (default: the model's own, prompteol for a language model)"
+        "--prompt",
+        nargs="+",
+        dest="prompts",
+        help="names from PROMPTS (default: the model's own, prompteol for a language model)",
     )
     sts.add_argument(
-        "--tasks", nargs="+", default=["stsb"], metavar="TASK", help="sts12 sts13 sts14 sts15 sts16 stsb sickr (default: stsb)"
+        "--tasks",
+        nargs="+",
+        default=["stsb"],
+        metavar="TASK",
+        help="sts12 sts13 sts14 sts15 sts16 stsb sickr (default: stsb)",
     )
-    sts.add_argument("--split", default="test", help="test (default), dev or train where the set has them")
     sts.add_argument(
-        "--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)"
+        "--split", default="test", help="test (default), dev or train where the set has them"
+    )
+    sts.add_argument(
+        "--root",
+        metavar="FOLDER",
+        help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)",
     )
     sts.add_argument("--limit", type=positive, metavar="N", help="a seeded sample of N pairs a set")
     sts.add_argument("--seed", type=int, default=0, help="of that sample (default: %(default)s)")
-    sts.add_argument("--output", metavar="FILE", help="append one JSON row a task here; rows that are there are not computed again")
-    sts.add_argument("--reference", action="store_true", help="the plain loop, one sentence at a time, to compare with")
+    sts.add_argument(
+        "--output",
+        metavar="FILE",
+        help="append one JSON row a task here; rows that are there are not computed again",
+    )
+    sts.add_argument(
+        "--reference",
+        action="store_true",
+        help="the plain loop, one sentence at a time, to compare with",
+    )
 
-    fetch = verb("fetch", _fetch, "download and convert a bundled model, so that later runs need no network")
+    fetch = verb(
+        "fetch", _fetch, "download and convert a bundled model, so that later runs need no network"
+    )
     fetch.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {DEFAULT_MODEL}")
     verb("models", _models, "list the models that have a name here")
-    for room in ROOMS:
-        importlib.import_module(f"prompteol_utils.cli.{room}").add_verbs(verb)
+    for room in COMMAND_MODULES:
+        importlib.import_module(f"prompteol_utils.cli.{room}").add_commands(verb)
     return parser
 
 
@@ -109,7 +146,9 @@ def _encode(options: argparse.Namespace) -> int:
     encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
     start = time.perf_counter()
     n = encode_file.encode_file(options.input, options.output, encoder, options.text_column)
-    print(f"{n:,} sentences x {encoder.dimension} in {time.perf_counter() - start:.1f} s: {options.output}")
+    print(
+        f"{n:,} sentences x {encoder.dimension} in {time.perf_counter() - start:.1f} s: {options.output}"
+    )
     return 0
 
 
@@ -117,7 +156,12 @@ def _sts(options: argparse.Namespace) -> int:
     from prompteol_utils.data import sts as sts_data
     from prompteol_utils.results.store import Store
 
-    pairs = [sts_data.load_sts(task, options.split, root=options.root, limit=options.limit, seed=options.seed) for task in options.tasks]
+    pairs = [
+        sts_data.load_sts(
+            task, options.split, root=options.root, limit=options.limit, seed=options.seed
+        )
+        for task in options.tasks
+    ]
     store = Store(options.output) if options.output else None
     loaded, prompts = load(options)
     from prompteol_utils.encoder.encoder import Encoder
@@ -137,7 +181,18 @@ def _sts(options: argparse.Namespace) -> int:
     if rows:
         import pandas
 
-        columns = ["model", "prompt", "task", "split", "n", "spearman", "spearman_subset_mean", "origin", "text_form", "seconds"]
+        columns = [
+            "model",
+            "prompt",
+            "task",
+            "split",
+            "n",
+            "spearman",
+            "spearman_subset_mean",
+            "origin",
+            "text_form",
+            "seconds",
+        ]
         print(pandas.DataFrame(rows)[columns].to_string(index=False, float_format="{:.2f}".format))
     return 0
 
@@ -151,12 +206,23 @@ def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
         from tqdm import tqdm
 
         bar = tqdm(sentences, desc="reference", unit="sentence", leave=False, mininterval=1)
-        return reference(encoder.loaded, encoder.prompt, bar, pooling=options.pooling, layer=options.layer)
+        return reference(
+            encoder.loaded, encoder.prompt, bar, pooling=options.pooling, layer=options.layer
+        )
 
     start = time.perf_counter()
-    scores = json.loads(sts.evaluate_sts(plain if options.reference else encoder.encode, pairs).iloc[0].to_json(double_precision=10))
+    scores = json.loads(
+        sts.evaluate_sts(plain if options.reference else encoder.encode, pairs)
+        .iloc[0]
+        .to_json(double_precision=10)
+    )
     measured = {name: scores[name] for name in ("spearman", "spearman_subset_mean")}
-    return {**key, **measured, "seconds": round(time.perf_counter() - start, 2), **provenance(options.seed)}
+    return {
+        **key,
+        **measured,
+        "seconds": round(time.perf_counter() - start, 2),
+        **provenance(options.seed),
+    }
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -171,7 +237,13 @@ def _fetch(options: argparse.Namespace) -> int:
 def _models(options: argparse.Namespace) -> int:
     from prompteol_utils.models.registry import MODELS
 
-    rows = [("name", "hub id", "weights", "licence")] + [(s.name, s.hub_id, s.weight_origin, s.licence) for s in MODELS.values()]
+    rows = [("name", "hub id", "weights", "licence")] + [
+        (s.name, s.hub_id, s.weight_origin, s.licence) for s in MODELS.values()
+    ]
     for row in rows:
-        print("  ".join(cell.ljust(max(len(r[i]) for r in rows)) for i, cell in enumerate(row)).rstrip())
+        print(
+            "  ".join(
+                cell.ljust(max(len(r[i]) for r in rows)) for i, cell in enumerate(row)
+            ).rstrip()
+        )
     return 0

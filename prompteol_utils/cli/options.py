@@ -7,16 +7,28 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 def encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which encoder a verb uses."""
-    parser.add_argument("--model", required=True, help="a name from `models`, a hub id like org/name, or a folder")
     parser.add_argument(
-        "--demonstration", action="append", default=[], metavar='"SENTENCE=>WORD"', help="in-context example; repeat for more"
+        "--model", required=True, help="a name from `models`, a hub id like org/name, or a folder"
+    )
+    parser.add_argument(
+        "--demonstration",
+        action="append",
+        default=[],
+        metavar='"SENTENCE=>WORD"',
+        help="in-context example; repeat for more",
     )
     parser.add_argument("--quantization", choices=("nf4", "int8"), help="needs bitsandbytes")
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter on top of the model")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps; by default the GPU if there is one"
+    )
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default float32 on a CPU")
-    parser.add_argument("--pooling", choices=("last", "mean", "cls", "mask"), help="by default the prompt's own")
-    parser.add_argument("--layer", type=int, default=-1, help="index of the hidden states (default: the last)")
+    parser.add_argument(
+        "--pooling", choices=("last", "mean", "cls", "mask"), help="by default the prompt's own"
+    )
+    parser.add_argument(
+        "--layer", type=int, default=-1, help="index of the hidden states (default: the last)"
+    )
 
 
 def positive(text: str) -> int:
@@ -32,11 +44,18 @@ def load(options: argparse.Namespace):
 
     demonstrations = [parse_demonstration(text) for text in options.demonstration]
     names = options.prompts if hasattr(options, "prompts") else [options.prompt]
-    prompts = [with_demonstrations(name or own_prompt(options.model), demonstrations) for name in names or [None]]
+    prompts = [
+        with_demonstrations(name or own_prompt(options.model), demonstrations)
+        for name in names or [None]
+    ]
     from prompteol_utils.models.loading import load_model
 
     loaded = load_model(
-        options.model, dtype=options.dtype, quantization=options.quantization, device=options.device, adapter=options.adapter
+        options.model,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        device=options.device,
+        adapter=options.adapter,
     )
     return loaded, prompts
 

@@ -7,11 +7,16 @@ __getattr__, __dir__, __all__ = attach(
     {
         "bundled": ["load_corpus", "load_demonstrations", "paper_demonstrations"],
         "nli": ["Triplet", "Triplets", "load_nli", "evaluation_sentences", "comparable"],
-        "readers": ["text", "lines", "cells", "sentence", "csv_rows"],
         "sentences": ["SentenceFileError", "read_sentences", "numbered_sentences"],
-        "senteval": ["Unreachable", "find_folder", "hub_file"],
+        "senteval": ["find_folder"],
         "sts": ["Pairs", "load_sts", "load_mini_sts", "STS_TASKS"],
-        "transfer": ["Labelled", "load_transfer", "load_mini_transfer", "stratified", "TRANSFER_TASKS"],
+        "transfer": [
+            "Labelled",
+            "load_transfer",
+            "load_mini_transfer",
+            "stratified",
+            "TRANSFER_TASKS",
+        ],
         "prompteol_utils.utils.files": ["DATA"],
     },
 )

@@ -10,10 +10,15 @@ from prompteol_utils.utils.files import DATA
 
 def load_corpus(path: str | os.PathLike = DATA / "corpus.csv") -> list[str]:
     """Read the sentences of the search example, in file order (columns topic, sentence). Built in notebook 00."""
-    return [_sentence(row["sentence"], path, line) for line, row in _csv_rows(path, ("topic", "sentence"))]
+    return [
+        _sentence(row["sentence"], path, line)
+        for line, row in _csv_rows(path, ("topic", "sentence"))
+    ]
 
 
-def load_demonstrations(path: str | os.PathLike = DATA / "demonstrations.csv") -> list[Demonstration]:
+def load_demonstrations(
+    path: str | os.PathLike = DATA / "demonstrations.csv",
+) -> list[Demonstration]:
     """Read candidate demonstrations from a CSV.
 
     Args:
@@ -25,19 +30,32 @@ def load_demonstrations(path: str | os.PathLike = DATA / "demonstrations.csv") -
     Source: the demonstration set of the paper (300 candidates). Built in notebook 02.
     """
     return [
-        _demonstration(path, line, row["sentence"], row["word"], row["kind"], row["topic"], row.get("source", ""), row.get("names", ""))
+        _demonstration(
+            path,
+            line,
+            row["sentence"],
+            row["word"],
+            row["kind"],
+            row["topic"],
+            row.get("source", ""),
+            row.get("names", ""),
+        )
         for line, row in _csv_rows(path, ("sentence", "word", "kind", "topic"))
     ]
 
 
-def paper_demonstrations(path: str | os.PathLike = DATA / "paper" / "demonstrations.csv") -> dict[str, Demonstration]:
+def paper_demonstrations(
+    path: str | os.PathLike = DATA / "paper" / "demonstrations.csv",
+) -> dict[str, Demonstration]:
     """The one demonstration that the paper chose for each model size, by model name; `kind` is where it comes from.
 
     Source: the paper's table of chosen demonstrations, cited per row in the file. Built in notebook 02.
     """
     columns = ("model", "sentence", "word", "gain", "origin", "source")
     return {
-        row["model"]: _demonstration(path, line, row["sentence"], row["word"], row["origin"], "", row["source"])
+        row["model"]: _demonstration(
+            path, line, row["sentence"], row["word"], row["origin"], "", row["source"]
+        )
         for line, row in _csv_rows(path, columns)
     }
 

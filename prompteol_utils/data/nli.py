@@ -19,7 +19,9 @@ from prompteol_utils.utils import files
 
 MINI = files.DATA / "mini_nli.csv"
 SOURCES = ("hub", "snli", "mini")
-_HUB_FILE = "nli_for_simcse.csv"  # SNLI and MNLI, about 275,000 rows; named in SimCSE: data/download_nli.sh
+_HUB_FILE = (
+    "nli_for_simcse.csv"  # SNLI and MNLI, about 275,000 rows; named in SimCSE: data/download_nli.sh
+)
 _COLUMNS = {"hub": ("sent0", "sent1", "hard_neg"), "mini": ("anchor", "positive", "negative")}
 
 
@@ -43,9 +45,13 @@ class Triplet:
     def __post_init__(self):
         for name in ("anchor", "positive", "negative"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
-                raise ValueError(f"the {name} of a triplet is a sentence, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"the {name} of a triplet is a sentence, got {getattr(self, name)!r}"
+                )
         if comparable(self.positive) == comparable(self.negative):
-            raise ValueError(f"positive and negative are the same sentence ({self.positive[:60]!r})")
+            raise ValueError(
+                f"positive and negative are the same sentence ({self.positive[:60]!r})"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +76,17 @@ class Triplets(Sequence):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
+        return (
+            replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
+        )
 
 
 def load_nli(
-    source: "str | os.PathLike | None" = None, *, root: str | os.PathLike | None = None, limit: int | None = None, seed: int = 0
+    source: "str | os.PathLike | None" = None,
+    *,
+    root: str | os.PathLike | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Triplets:
     """Read training triplets, without those that share a sentence with an evaluation set.
 
@@ -96,14 +108,25 @@ def load_nli(
     Source: the fine-tuning part of the paper; SimCSE's supervised set. Built in notebook 04.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 2):
-        raise ValueError(f"limit is {limit!r}; allowed: None (all triplets) or a whole number from 2 up")
+        raise ValueError(
+            f"limit is {limit!r}; allowed: None (all triplets) or a whole number from 2 up"
+        )
     rows, origin, dropped = _read(source, root)
     known, compared = evaluation_sentences(root)
-    kept = [row for row in rows if not known & {comparable(row.anchor), comparable(row.positive), comparable(row.negative)}]
+    kept = [
+        row
+        for row in rows
+        if not known & {comparable(row.anchor), comparable(row.positive), comparable(row.negative)}
+    ]
     dropped["a sentence of an evaluation set"] = len(rows) - len(kept)
     if limit is not None and limit < len(kept):
-        kept = [kept[i] for i in np.sort(np.random.default_rng(seed).choice(len(kept), limit, replace=False))]
-    return Triplets(tuple(kept), origin, "tokenised" if origin == "snli" else "natural", dropped, compared)
+        kept = [
+            kept[i]
+            for i in np.sort(np.random.default_rng(seed).choice(len(kept), limit, replace=False))
+        ]
+    return Triplets(
+        tuple(kept), origin, "tokenised" if origin == "snli" else "natural", dropped, compared
+    )
 
 
 def evaluation_sentences(root: str | os.PathLike | None = None) -> tuple[set[str], tuple[str, ...]]:
@@ -136,7 +159,9 @@ def comparable(text: str) -> str:
     return re.sub(r"\W+", "", text.lower()) or text.strip()
 
 
-def _read(source: "str | os.PathLike | None", root: str | os.PathLike | None) -> tuple[list[Triplet], str, dict[str, int]]:
+def _read(
+    source: "str | os.PathLike | None", root: str | os.PathLike | None
+) -> tuple[list[Triplet], str, dict[str, int]]:
     if source is None:
         if root is not None or os.environ.get(senteval.VARIABLE):
             source = "snli"
@@ -150,12 +175,20 @@ def _read(source: "str | os.PathLike | None", root: str | os.PathLike | None) ->
     if source == "snli":
         return _from_benchmark(_snli(senteval.find_folder("SNLI", root)[0]), "snli")
     if source != "mini" and not str(source).endswith(".csv"):
-        raise ValueError(f"unknown triplets {str(source)!r}; allowed: {', '.join(SOURCES)}, or a .csv file with {_COLUMNS['mini']}")
+        raise ValueError(
+            f"unknown triplets {str(source)!r}; allowed: {', '.join(SOURCES)}, or a .csv file with {_COLUMNS['mini']}"
+        )
     path = MINI if source == "mini" else Path(source)
-    return [_triplet(*row) for row in _csv(path, _COLUMNS["mini"])], "mini" if source == "mini" else path.name, {}
+    return (
+        [_triplet(*row) for row in _csv(path, _COLUMNS["mini"])],
+        "mini" if source == "mini" else path.name,
+        {},
+    )
 
 
-def _from_benchmark(found: Iterable[tuple], origin: str) -> tuple[list[Triplet], str, dict[str, int]]:
+def _from_benchmark(
+    found: Iterable[tuple], origin: str
+) -> tuple[list[Triplet], str, dict[str, int]]:
     """A row whose positive equals its negative is an error in a file of one's own; in a published set it is left out and counted."""
     rows, same = [], 0
     for path, line, anchor, positive, negative in found:
@@ -177,17 +210,25 @@ def _snli(folder: Path) -> Iterator[tuple]:
         paths = [folder / "SNLI" / f"{name}.{split}" for name in ("s1", "s2", "labels")]
         columns = [lines(path) for path in paths]
         if len({len(column) for column in columns}) > 1:
-            lengths = ", ".join(f"{path.name} {len(column)}" for path, column in zip(paths, columns, strict=True))
+            lengths = ", ".join(
+                f"{path.name} {len(column)}" for path, column in zip(paths, columns, strict=True)
+            )
             raise ValueError(f"{paths[0].parent}: the files differ in length ({lengths})")
         found: dict[str, dict[str, tuple[int, str]]] = {}
         for line, (premise, hypothesis, label) in enumerate(zip(*columns, strict=True), 1):
             if label.strip() not in ("entailment", "contradiction", "neutral"):
-                raise ValueError(f"{paths[2]}, line {line}: the label is {label[:20]!r}; allowed: entailment, contradiction, neutral")
+                raise ValueError(
+                    f"{paths[2]}, line {line}: the label is {label[:20]!r}; allowed: entailment, contradiction, neutral"
+                )
             found.setdefault(premise, {}).setdefault(label.strip(), (line, hypothesis))
         for premise, labels in found.items():
             if {"entailment", "contradiction"} <= set(labels):
                 (line, positive), (_, negative) = labels["entailment"], labels["contradiction"]
-                yield paths[1], line, *(sentence(text, paths[1], line) for text in (premise, positive, negative))
+                yield (
+                    paths[1],
+                    line,
+                    *(sentence(text, paths[1], line) for text in (premise, positive, negative)),
+                )
 
 
 def _triplet(path: str | os.PathLike, line: int, *sentences: str) -> Triplet:

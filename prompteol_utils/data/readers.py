@@ -51,7 +51,9 @@ def cells(line: str, path: str | os.PathLike, number: int, columns: int) -> list
     """
     found = line.split("\t")
     if len(found) != columns:
-        raise ValueError(f"{path}, line {number}: {len(found)} tab-separated columns, expected {columns}")
+        raise ValueError(
+            f"{path}, line {number}: {len(found)} tab-separated columns, expected {columns}"
+        )
     return found
 
 
@@ -67,7 +69,9 @@ def sentence(given: str, path: str | os.PathLike, number: int) -> str:
     return joined
 
 
-def csv_rows(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: str | os.PathLike, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a comma-separated file with their line numbers; further columns are allowed.
 
     Raises:
@@ -77,10 +81,14 @@ def csv_rows(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[
     try:
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; expected: {', '.join(columns)}")
+            raise ValueError(
+                f"{path}, line 1: no column {', '.join(missing)}; expected: {', '.join(columns)}"
+            )
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames)} columns of the header")
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames)} columns of the header"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.reader.line_num}: {error}") from None

@@ -30,21 +30,29 @@ def read_sentences(path: str | os.PathLike, column: str | None = None) -> Iterat
     return (sentence for _, sentence in numbered_sentences(path, column))
 
 
-def numbered_sentences(path: str | os.PathLike, column: str | None = None) -> Iterator[tuple[int, str]]:
+def numbered_sentences(
+    path: str | os.PathLike, column: str | None = None
+) -> Iterator[tuple[int, str]]:
     """As `read_sentences`, each with its line (its row in a Parquet file), counted from 1."""
     path = Path(path)
     readers = {".txt": _lines, ".csv": _rows, ".tsv": _rows, ".jsonl": _objects, ".parquet": _table}
     if path.suffix.lower() not in readers:
-        raise SentenceFileError(f"{path}: the input ends with one of {', '.join(INPUTS)}, not {path.suffix!r}")
+        raise SentenceFileError(
+            f"{path}: the input ends with one of {', '.join(INPUTS)}, not {path.suffix!r}"
+        )
     if not path.is_file():
         raise SentenceFileError(f"{path}: there is no such file")
     for line, sentence in readers[path.suffix.lower()](path, column):
         if not isinstance(sentence, str):
             raise SentenceFileError(f"{path}:{line}: a string is needed, not {sentence!r}")
         if not sentence.strip():
-            raise SentenceFileError(f"{path}:{line}: a blank sentence; take it out, or write what it stands for")
+            raise SentenceFileError(
+                f"{path}:{line}: a blank sentence; take it out, or write what it stands for"
+            )
         if not sentence.isascii() and any("\ud800" <= char <= "\udfff" for char in sentence):
-            raise SentenceFileError(f"{path}:{line}: a lone surrogate (broken Unicode); repair it, or take the sentence out")
+            raise SentenceFileError(
+                f"{path}:{line}: a lone surrogate (broken Unicode); repair it, or take the sentence out"
+            )
         yield line, sentence
 
 
@@ -54,16 +62,22 @@ def _lines(path: Path, column: str | None = None) -> Iterator[tuple[int, str]]:
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise SentenceFileError(f"{path}:{number}: no valid UTF-8 at byte {error.start}") from None
+                raise SentenceFileError(
+                    f"{path}:{number}: no valid UTF-8 at byte {error.start}"
+                ) from None
 
 
 def _rows(path: Path, column: str | None) -> Iterator[tuple[int, str]]:
     reader = csv.DictReader(
-        (f"{line}\n" for _, line in _lines(path)), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+        (f"{line}\n" for _, line in _lines(path)),
+        delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+        strict=True,
     )
     try:
         column = _column(path, column, reader.fieldnames or [])
-        line = reader.line_num + 1  # where the row begins: a quoted sentence may run over several lines
+        line = (
+            reader.line_num + 1
+        )  # where the row begins: a quoted sentence may run over several lines
         for row in reader:
             yield line, row[column]
             line = reader.line_num + 1
@@ -77,7 +91,12 @@ def _objects(path: Path, column: str | None) -> Iterator[tuple[int, str]]:
             item = json.loads(line)
         except ValueError as error:
             raise SentenceFileError(f"{path}:{number}: no valid JSON: {error}") from None
-        yield number, item[_column(f"{path}:{number}", column, list(item))] if isinstance(item, dict) else item
+        yield (
+            number,
+            item[_column(f"{path}:{number}", column, list(item))]
+            if isinstance(item, dict)
+            else item,
+        )
 
 
 def _table(path: Path, column: str | None) -> Iterator[tuple[int, str]]:
@@ -100,5 +119,9 @@ def _column(where: str | os.PathLike, column: str | None, names: list[str]) -> s
     for name in wanted:
         if name in names:
             return name
-    told = f"no column is called {column!r}" if column else "name the column with the sentences (--text-column)"
+    told = (
+        f"no column is called {column!r}"
+        if column
+        else "name the column with the sentences (--text-column)"
+    )
     raise SentenceFileError(f"{where}: {told}; there are: {', '.join(map(str, names)) or 'none'}")

@@ -13,9 +13,14 @@ from prompteol_utils.models import download
 from prompteol_utils.utils import files
 
 VARIABLE = "PROMPTEOL_SENTEVAL"
-_REPO, _ARCHIVE = "princeton-nlp/datasets-for-simcse", "senteval.tar"  # named in SimCSE: SentEval/data/downstream/download_dataset.sh
+_REPO, _ARCHIVE = (
+    "princeton-nlp/datasets-for-simcse",
+    "senteval.tar",
+)  # named in SimCSE: SentEval/data/downstream/download_dataset.sh
 _WAIT = 4.0  # seconds for "is the hub there?"; its own download function keeps trying for 23
-_failure: str | None = None  # why the hub did not help, remembered so that a process waits for it only once
+_failure: str | None = (
+    None  # why the hub did not help, remembered so that a process waits for it only once
+)
 
 
 class Unreachable(FileNotFoundError):
@@ -42,7 +47,9 @@ def find_folder(needs: str, root: str | os.PathLike | None = None) -> tuple[Path
     if named is None:
         folder = _hub_folder()
         if not (folder / needs).exists():
-            raise FileNotFoundError(f"the hub's {_ARCHIVE} ({_REPO}) has no {needs}; name a folder that has it: root= or {VARIABLE}")
+            raise FileNotFoundError(
+                f"the hub's {_ARCHIVE} ({_REPO}) has no {needs}; name a folder that has it: root= or {VARIABLE}"
+            )
         return folder, "hub"
     given, folder = f"{'root' if root is not None else VARIABLE}={named}", Path(named).expanduser()
     if not folder.is_dir():
@@ -51,8 +58,17 @@ def find_folder(needs: str, root: str | os.PathLike | None = None) -> tuple[Path
             "(the set written for this project is read by load_mini_sts)"
         )
     if not (folder / needs).exists():
-        inner = next((folder / name for name in ("downstream", "data/downstream") if (folder / name / needs).exists()), None)
-        raise FileNotFoundError(f"{given} has no {needs}" + (f"; did you mean {inner}?" if inner else ""))
+        inner = next(
+            (
+                folder / name
+                for name in ("downstream", "data/downstream")
+                if (folder / name / needs).exists()
+            ),
+            None,
+        )
+        raise FileNotFoundError(
+            f"{given} has no {needs}" + (f"; did you mean {inner}?" if inner else "")
+        )
     return folder, "senteval"
 
 
@@ -89,10 +105,16 @@ def _hub_folder() -> Path:
         with files.lock(target):
             if not download.manifest_ok(target):  # another process may have been faster
                 _unpack(archive, target)
-    for folder in (target, *sorted(target.glob("*")), *sorted(target.glob("*/*"))):  # wherever the archive has it
+    for folder in (
+        target,
+        *sorted(target.glob("*")),
+        *sorted(target.glob("*/*")),
+    ):  # wherever the archive has it
         if (folder / "STS").is_dir():
             return folder
-    raise FileNotFoundError(f"the hub's {_ARCHIVE} ({_REPO}) holds no STS folder; name a folder: root= or {VARIABLE}")
+    raise FileNotFoundError(
+        f"the hub's {_ARCHIVE} ({_REPO}) holds no STS folder; name a folder: root= or {VARIABLE}"
+    )
 
 
 def _unpack(archive: str, target: Path) -> None:
@@ -102,7 +124,9 @@ def _unpack(archive: str, target: Path) -> None:
                 tar.extractall(folder, filter="data")  # refuses what would land outside
             download.write_manifest(folder)
     except (tarfile.TarError, EOFError) as error:
-        raise files.CacheError(f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and run this again") from error
+        raise files.CacheError(
+            f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and run this again"
+        ) from error
 
 
 def _download(name: str = _ARCHIVE) -> str:
@@ -117,7 +141,12 @@ def _download(name: str = _ARCHIVE) -> str:
         pass
     if _failure:  # asked before in this process
         raise ConnectionError(_failure)
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    }:
         raise ConnectionError("HF_HUB_OFFLINE is set, so the hub was not asked")
     _ask_hub(constants.ENDPOINT)
     try:
@@ -138,7 +167,9 @@ def _ask_hub(endpoint: str) -> None:
         try:
             get_session().head(endpoint, timeout=_WAIT)
             outcome[0] = ""
-        except Exception as error:  # the HTTP library's own classes; each of them means "not in reach"
+        except (
+            Exception
+        ) as error:  # the HTTP library's own classes; each of them means "not in reach"
             outcome[0] = f"{endpoint} cannot be reached ({error})"
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -31,7 +31,11 @@ _SUBSETS = {
 }
 _SPLIT_FILES = {
     "stsb": {split: f"STS/STSBenchmark/sts-{split}.csv" for split in ("train", "dev", "test")},
-    "sickr": {"train": "SICK/SICK_train.txt", "dev": "SICK/SICK_trial.txt", "test": "SICK/SICK_test_annotated.txt"},
+    "sickr": {
+        "train": "SICK/SICK_train.txt",
+        "dev": "SICK/SICK_trial.txt",
+        "test": "SICK/SICK_test_annotated.txt",
+    },
 }
 
 
@@ -68,7 +72,9 @@ class Pairs:
         object.__setattr__(self, "gold", gold)
         lengths = {name: len(getattr(self, name)) for name in ("left", "right", "gold", "subset")}
         if len(set(lengths.values())) > 1 or len(self.kind) not in (0, len(gold)):
-            raise ValueError(f"the columns of {self.name} differ in length: {lengths | {'kind': len(self.kind)}}")
+            raise ValueError(
+                f"the columns of {self.name} differ in length: {lengths | {'kind': len(self.kind)}}"
+            )
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -80,12 +86,22 @@ class Pairs:
 
     def take(self, indices: Sequence[int]) -> "Pairs":
         """The pairs at these positions, in this order."""
-        columns = {name: tuple(getattr(self, name)[i] for i in indices) for name in ("left", "right", "subset")}
+        columns = {
+            name: tuple(getattr(self, name)[i] for i in indices)
+            for name in ("left", "right", "subset")
+        }
         kind = tuple(self.kind[i] for i in indices) if self.kind else ()
         return replace(self, gold=self.gold[list(indices)], kind=kind, **columns)
 
 
-def load_sts(task: str, split: str = "test", *, root: str | os.PathLike | None = None, limit: int | None = None, seed: int = 0) -> Pairs:
+def load_sts(
+    task: str,
+    split: str = "test",
+    *,
+    root: str | os.PathLike | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Pairs:
     """Read an STS task from SentEval's files, as the paper's evaluation does.
 
     Pairs without a grade are left out; runs of white space become one space, as SentEval's `split` and `join` have it.
@@ -116,15 +132,23 @@ def load_sts(task: str, split: str = "test", *, root: str | os.PathLike | None =
         folder, origin = senteval.find_folder(_task_folder(task), root)
     except senteval.Unreachable as error:
         if task != "stsb":
-            raise senteval.Unreachable(f"{task}: {error}. Without it there is a small set for stsb alone") from None
+            raise senteval.Unreachable(
+                f"{task}: {error}. Without it there is a small set for stsb alone"
+            ) from None
         return replace(load_mini_sts(split, limit=limit, seed=seed), name=task)
     columns = _read_split(folder, task, split) if task in _SPLIT_FILES else _read_year(folder, task)
     left, right, gold, subset = (tuple(column) for column in zip(*columns, strict=True))
-    return _sample(Pairs(task, left, right, gold, subset, origin, _text_form(task, left + right)), limit, seed)
+    return _sample(
+        Pairs(task, left, right, gold, subset, origin, _text_form(task, left + right)), limit, seed
+    )
 
 
 def load_mini_sts(
-    split: str = "test", *, limit: int | None = None, seed: int = 0, path: str | os.PathLike = DATA / "mini_sts.csv"
+    split: str = "test",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    path: str | os.PathLike = DATA / "mini_sts.csv",
 ) -> Pairs:
     """Read the set written for this project: natural text, graded by `data/mini_sts_rubric.md` before any model was run.
 
@@ -149,7 +173,11 @@ def load_mini_sts(
     for line, row in _csv_rows(path, ("split", "genre", "kind", "score", "left", "right")):
         if row["split"] not in ("dev", "test"):
             raise ValueError(f"{path}, line {line}: split is {row['split']!r}; allowed: dev, test")
-        gold, left, right = _grade(row["score"], path, line), _sentence(row["left"], path, line), _sentence(row["right"], path, line)
+        gold, left, right = (
+            _grade(row["score"], path, line),
+            _sentence(row["left"], path, line),
+            _sentence(row["right"], path, line),
+        )
         if row["split"] == split:
             rows.append((left, right, gold, row["genre"], row["kind"]))
     if not rows:
@@ -165,7 +193,9 @@ def _task_folder(task: str) -> str:
 def _read_year(folder: Path, task: str) -> list[tuple[str, str, float, str]]:
     rows = []
     for subset in _SUBSETS[task]:
-        inputs, grades = (folder / _task_folder(task) / f"STS.{kind}.{subset}.txt" for kind in ("input", "gs"))
+        inputs, grades = (
+            folder / _task_folder(task) / f"STS.{kind}.{subset}.txt" for kind in ("input", "gs")
+        )
         sentences, golds = _lines(inputs), _lines(grades)
         if len(sentences) != len(golds):
             last = min(len(sentences), len(golds))
@@ -176,7 +206,14 @@ def _read_year(folder: Path, task: str) -> list[tuple[str, str, float, str]]:
         for line, (text, gold) in enumerate(zip(sentences, golds, strict=True), 1):
             left, right = _cells(text, inputs, line, 2)
             if gold.strip():  # a pair that nobody graded: SentEval skips it
-                rows.append((_sentence(left, inputs, line), _sentence(right, inputs, line), _grade(gold, grades, line), subset))
+                rows.append(
+                    (
+                        _sentence(left, inputs, line),
+                        _sentence(right, inputs, line),
+                        _grade(gold, grades, line),
+                        subset,
+                    )
+                )
         if len(rows) == before:
             raise ValueError(f"{grades} holds no grade at all")
     return rows
@@ -189,7 +226,9 @@ def _read_split(folder: Path, task: str, split: str) -> list[tuple[str, str, flo
     for line, text in enumerate(_lines(path)[header:], header + 1):
         cells = _cells(text, path, line, columns)
         left, right = (_sentence(cells[i], path, line) for i in at[:2])
-        rows.append((left, right, _grade(cells[at[2]], path, line), task if at[3] is None else cells[at[3]]))
+        rows.append(
+            (left, right, _grade(cells[at[2]], path, line), task if at[3] is None else cells[at[3]])
+        )
     if not rows:
         raise ValueError(f"{path} holds no pair")
     return rows
@@ -201,7 +240,9 @@ def _grade(text: str, path: str | os.PathLike, line: int) -> float:
     except ValueError:
         gold = math.nan
     if not 0 <= gold <= 5:
-        raise ValueError(f"{path}, line {line}: the grade is {text[:20]!r}, expected a number from 0 to 5")
+        raise ValueError(
+            f"{path}, line {line}: the grade is {text[:20]!r}, expected a number from 0 to 5"
+        )
     return gold
 
 
@@ -217,7 +258,11 @@ def _sample(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     if limit is None:
         return pairs
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1:
-        raise ValueError(f"limit is {limit!r}; allowed: None (all pairs) or a whole number from 1 up")
+        raise ValueError(
+            f"limit is {limit!r}; allowed: None (all pairs) or a whole number from 1 up"
+        )
     if limit >= len(pairs):
         return pairs
-    return pairs.take(np.sort(np.random.default_rng(seed).choice(len(pairs), limit, replace=False)).tolist())
+    return pairs.take(
+        np.sort(np.random.default_rng(seed).choice(len(pairs), limit, replace=False)).tolist()
+    )

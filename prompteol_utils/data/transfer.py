@@ -25,7 +25,10 @@ _FILES: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "cr": (("negative", "positive"), {"all": ("CR/custrev.neg", "CR/custrev.pos")}),
     "subj": (("subjective", "objective"), {"all": ("SUBJ/subj.subjective", "SUBJ/subj.objective")}),
     "mpqa": (("negative", "positive"), {"all": ("MPQA/mpqa.neg", "MPQA/mpqa.pos")}),
-    "sst2": (("negative", "positive"), {split: (f"SST/binary/sentiment-{split}",) for split in ("train", "dev", "test")}),
+    "sst2": (
+        ("negative", "positive"),
+        {split: (f"SST/binary/sentiment-{split}",) for split in ("train", "dev", "test")},
+    ),
     "trec": (QUESTIONS, {"train": ("TREC/train_5500.label",), "test": ("TREC/TREC_10.label",)}),
     "mrpc": (
         ("different", "paraphrase"),
@@ -69,9 +72,13 @@ class Labelled:
         object.__setattr__(self, "label", label)
         lengths = {name: len(getattr(self, name)) for name in ("text", "label", "split")}
         if len(set(lengths.values())) > 1 or len(self.text2) not in (0, len(label)):
-            raise ValueError(f"the columns of {self.name} differ in length: {lengths | {'text2': len(self.text2)}}")
+            raise ValueError(
+                f"the columns of {self.name} differ in length: {lengths | {'text2': len(self.text2)}}"
+            )
         if len(label) and not 0 <= label.min() <= label.max() < len(self.label_names):
-            raise ValueError(f"{self.name}: labels go from 0 to {len(self.label_names) - 1}, got {label.min()} to {label.max()}")
+            raise ValueError(
+                f"{self.name}: labels go from 0 to {len(self.label_names) - 1}, got {label.min()} to {label.max()}"
+            )
 
     def __len__(self) -> int:
         return len(self.label)
@@ -88,12 +95,16 @@ class Labelled:
 
     def take(self, indices: Sequence[int]) -> "Labelled":
         """The sentences at these positions, in this order."""
-        columns = {name: tuple(getattr(self, name)[i] for i in indices) for name in ("text", "split")}
+        columns = {
+            name: tuple(getattr(self, name)[i] for i in indices) for name in ("text", "split")
+        }
         text2 = tuple(self.text2[i] for i in indices) if self.text2 else ()
         return replace(self, label=self.label[list(indices)], text2=text2, **columns)
 
 
-def load_transfer(task: str, *, root: str | os.PathLike | None = None, limit: int | None = None, seed: int = 0) -> Labelled:
+def load_transfer(
+    task: str, *, root: str | os.PathLike | None = None, limit: int | None = None, seed: int = 0
+) -> Labelled:
     """Read a classification task, all its splits, as SentEval does.
 
     Runs of white space become one space. A line that is not UTF-8 is read as Latin-1 (TREC has some). A line without words counts in
@@ -119,7 +130,9 @@ def load_transfer(task: str, *, root: str | os.PathLike | None = None, limit: in
         raise ValueError(f"unknown transfer task {task!r}; allowed: {', '.join(TRANSFER_TASKS)}")
     names, files = _FILES[task]
     try:
-        folder, origin = senteval.find_folder(files["all" if "all" in files else "train"][0].rpartition("/")[0], root)
+        folder, origin = senteval.find_folder(
+            files["all" if "all" in files else "train"][0].rpartition("/")[0], root
+        )
     except senteval.Unreachable:
         return load_mini_transfer(task, limit=limit, seed=seed)
     rows = [
@@ -134,7 +147,9 @@ def load_transfer(task: str, *, root: str | os.PathLike | None = None, limit: in
     return _sample(whole, limit, seed)
 
 
-def load_mini_transfer(task: str, *, limit: int | None = None, seed: int = 0, path: str | os.PathLike = MINI) -> Labelled:
+def load_mini_transfer(
+    task: str, *, limit: int | None = None, seed: int = 0, path: str | os.PathLike = MINI
+) -> Labelled:
     """Read a task's small set, written for this project by hand in natural text.
 
     Args:
@@ -153,29 +168,50 @@ def load_mini_transfer(task: str, *, limit: int | None = None, seed: int = 0, pa
     names, rows = _FILES[task][0], []
     for line, row in csv_rows(path, ("task", "split", "label", "text", "text2")):
         if row["task"] not in _FILES:
-            raise ValueError(f"{path}, line {line}: unknown task {row['task']!r}; allowed: {', '.join(TRANSFER_TASKS)}")
+            raise ValueError(
+                f"{path}, line {line}: unknown task {row['task']!r}; allowed: {', '.join(TRANSFER_TASKS)}"
+            )
         if row["task"] != task:
             continue
         split = "all" if "all" in SPLITS[task] else row["split"]
         if split not in SPLITS[task]:
-            raise ValueError(f"{path}, line {line}: {task} has no split {split!r}; allowed: {', '.join(SPLITS[task])}")
+            raise ValueError(
+                f"{path}, line {line}: {task} has no split {split!r}; allowed: {', '.join(SPLITS[task])}"
+            )
         second = sentence(row["text2"], path, line) if task == "mrpc" else ""
-        rows.append((split, _label(row["label"], task, path, line), sentence(row["text"], path, line), second))
+        rows.append(
+            (
+                split,
+                _label(row["label"], task, path, line),
+                sentence(row["text"], path, line),
+                second,
+            )
+        )
     if not rows:
         raise ValueError(f"{path}: no row of task {task!r}")
     split, label, text, text2 = zip(*rows, strict=True)
-    return _sample(Labelled(task, text, text2 if task == "mrpc" else (), label, split, names, "mini", "natural"), limit, seed)
+    return _sample(
+        Labelled(
+            task, text, text2 if task == "mrpc" else (), label, split, names, "mini", "natural"
+        ),
+        limit,
+        seed,
+    )
 
 
 def _label(given: str, task: str, path: str | os.PathLike, line: int) -> int:
     allowed = QUESTIONS if task == "trec" else ("0", "1")
     if given not in allowed:
-        raise ValueError(f"{path}, line {line}: the label is {given[:20]!r}, expected one of {', '.join(allowed)}")
+        raise ValueError(
+            f"{path}, line {line}: the label is {given[:20]!r}, expected one of {', '.join(allowed)}"
+        )
     return allowed.index(given)
 
 
 def _one_class(path: Path, label: int) -> list[tuple[int, str, str]]:
-    return [(label, " ".join(line.split()) or BLANK, "") for line in lines(path, fallback="latin-1")]
+    return [
+        (label, " ".join(line.split()) or BLANK, "") for line in lines(path, fallback="latin-1")
+    ]
 
 
 def _sst2(path: Path, _: int) -> list[tuple[int, str, str]]:
@@ -192,8 +228,16 @@ def _trec(path: Path, _: int) -> list[tuple[int, str, str]]:
     for number, line in enumerate(lines(path, fallback="latin-1"), 1):
         coarse, colon, rest = line.strip().partition(":")
         if not colon:
-            raise ValueError(f"{path}, line {number}: no colon; expected a line such as `NUM:dist How far … ?`")
-        rows.append((_label(coarse, "trec", path, number), sentence(rest.partition(" ")[2], path, number), ""))
+            raise ValueError(
+                f"{path}, line {number}: no colon; expected a line such as `NUM:dist How far … ?`"
+            )
+        rows.append(
+            (
+                _label(coarse, "trec", path, number),
+                sentence(rest.partition(" ")[2], path, number),
+                "",
+            )
+        )
     return rows
 
 
@@ -201,7 +245,13 @@ def _mrpc(path: Path, _: int) -> list[tuple[int, str, str]]:
     rows = []
     for number, line in enumerate(lines(path, fallback="latin-1")[1:], 2):
         label, _, _, left, right = cells(line, path, number, 5)
-        rows.append((_label(label, "mrpc", path, number), sentence(left, path, number), sentence(right, path, number)))
+        rows.append(
+            (
+                _label(label, "mrpc", path, number),
+                sentence(left, path, number),
+                sentence(right, path, number),
+            )
+        )
     return rows
 
 
@@ -213,7 +263,9 @@ def _sample(whole: Labelled, limit: int | None, seed: int) -> Labelled:
         return whole
     least = len(whole.label_names)
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < least:
-        raise ValueError(f"limit is {limit!r}; allowed: None (all) or a whole number from {least} up, the classes of {whole.name}")
+        raise ValueError(
+            f"limit is {limit!r}; allowed: None (all) or a whole number from {least} up, the classes of {whole.name}"
+        )
     split, keep = np.asarray(whole.split), []
     for number, name in enumerate(whole.sizes):
         at = np.flatnonzero(split == name)
@@ -238,8 +290,12 @@ def stratified(label: np.ndarray, size: int, seed: int) -> np.ndarray:
     groups = [random.permutation(np.flatnonzero(label == one)) for one in np.unique(label)]
     exact = np.array([size * len(group) / len(label) for group in groups])
     counts = np.maximum(1, np.floor(exact)).astype(int)
-    while counts.sum() != size:  # the remainders: up where most is missing, down where most is too much
+    while (
+        counts.sum() != size
+    ):  # the remainders: up where most is missing, down where most is too much
         step = 1 if counts.sum() < size else -1
         gap = np.where(counts > 1, step * (exact - counts), -np.inf) if step < 0 else exact - counts
         counts[int(np.argmax(gap))] += step
-    return np.sort(np.concatenate([group[:count] for group, count in zip(groups, counts, strict=True)]))
+    return np.sort(
+        np.concatenate([group[:count] for group, count in zip(groups, counts, strict=True)])
+    )

@@ -5,17 +5,23 @@ from prompteol_utils._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "analysis": ["honest_choice", "replay_halving", "expected_best", "random_shots", "orders"],
+        "analysis": [
+            "split_half_validation",
+            "replay_halving",
+            "expected_max_of_k",
+            "random_shots",
+            "orders",
+        ],
         "build": ["build_demonstrations", "clean_answer", "reject", "save_demonstrations"],
         "labelling": ["LabelError", "endpoint_labeller", "chat", "estimate_cost", "local_labeller"],
-        "scores": ["text_of", "sample_order", "Trials"],
+        "scores": ["text_of", "sample_order", "DemonstrationScores"],
         "search": [
             "search_demonstrations",
             "exact",
             "rank",
             "halving",
             "halving_plan",
-            "encoded",
+            "count_encoded_sentences",
             "demonstrations_of",
             "check_candidates",
             "greedy_shots",

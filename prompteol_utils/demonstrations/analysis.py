@@ -8,12 +8,26 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from prompteol_utils.demonstrations.scores import Trials
-from prompteol_utils.demonstrations.search import FIRST, SHARE, check_candidates, encoded, halving, rank
+from prompteol_utils.demonstrations.scores import DemonstrationScores
+from prompteol_utils.demonstrations.search import (
+    FIRST,
+    SHARE,
+    check_candidates,
+    count_encoded_sentences,
+    halving,
+    rank,
+)
 from prompteol_utils.prompts import Demonstration
 
 
-def honest_choice(trials: Trials, candidates: Sequence[Demonstration], pairs: int, *, repeats: int = 200, seed: int = 0) -> pd.DataFrame:
+def split_half_validation(
+    trials: DemonstrationScores,
+    candidates: Sequence[Demonstration],
+    pairs: int,
+    *,
+    repeats: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Cut the sample in two at random, again and again: one half chooses the best candidate, the other half says what that is worth.
 
     Args:
@@ -42,11 +56,13 @@ def honest_choice(trials: Trials, candidates: Sequence[Demonstration], pairs: in
         seen, unseen = seen[1:] - seen[0], unseen[1:] - unseen[0]
         best = int(seen.argmax())
         rows.append((candidates[best].word, seen[best], unseen[best], unseen.mean(), unseen.max()))
-    return pd.DataFrame(rows, columns=["word", "chosen_seen", "chosen_unseen", "random_unseen", "best_unseen"])
+    return pd.DataFrame(
+        rows, columns=["word", "chosen_seen", "chosen_unseen", "random_unseen", "best_unseen"]
+    )
 
 
 def replay_halving(
-    trials: Trials,
+    trials: DemonstrationScores,
     candidates: Sequence[Demonstration],
     pairs: int,
     *,
@@ -82,12 +98,21 @@ def replay_halving(
         order = trials.shuffled(seed + repeat, pairs)
         table = halving(order, candidates, pairs, share=share, first=first, show_progress_bar=False)
         at = place[table["sentence"].iloc[0], table["word"].iloc[0]]
-        gain, cost = whole["gain"].iloc[at], encoded(table)
-        rows.append((whole["word"].iloc[at], at + 1, gain, whole["gain"].iloc[0] - gain, cost, cost / encoded(whole)))
+        gain, cost = whole["gain"].iloc[at], count_encoded_sentences(table)
+        rows.append(
+            (
+                whole["word"].iloc[at],
+                at + 1,
+                gain,
+                whole["gain"].iloc[0] - gain,
+                cost,
+                cost / count_encoded_sentences(whole),
+            )
+        )
     return pd.DataFrame(rows, columns=["word", "rank", "gain", "behind", "encoded", "share"])
 
 
-def expected_best(gains: Sequence[float]) -> np.ndarray:
+def expected_max_of_k(gains: Sequence[float]) -> np.ndarray:
     """The best of k random candidates, on average, for every k: what trying more of them buys on the sample.
 
     Args:
@@ -107,7 +132,7 @@ def expected_best(gains: Sequence[float]) -> np.ndarray:
 
 
 def random_shots(
-    trials: Trials,
+    trials: DemonstrationScores,
     candidates: Sequence[Demonstration],
     shots: Sequence[int],
     draws: int,
@@ -139,19 +164,28 @@ def random_shots(
     """
     check_candidates(candidates)
     if not 1 <= max(shots) <= len(candidates):
-        raise ValueError(f"{max(shots)} shots from {len(candidates)} candidates; allowed: 1 to {len(candidates)}")
+        raise ValueError(
+            f"{max(shots)} shots from {len(candidates)} candidates; allowed: 1 to {len(candidates)}"
+        )
     rng, rows = np.random.default_rng(seed), []
-    lists = [[candidates[i] for i in rng.permutation(len(candidates))[: max(shots)]] for _ in range(draws)]
+    lists = [
+        [candidates[i] for i in rng.permutation(len(candidates))[: max(shots)]]
+        for _ in range(draws)
+    ]
     todo = list(itertools.product(enumerate(lists), shots))
-    for (draw, some), k in tqdm(todo, desc="random", unit="list", disable=show_progress_bar is False, leave=False):
+    for (draw, some), k in tqdm(
+        todo, desc="random", unit="list", disable=show_progress_bar is False, leave=False
+    ):
         words = " ".join(one.word for one in some[:k])
         score = trials.score(some[:k], pairs, start)
-        rows.append({"draw": draw, "shots": k, "words": words, "spearman": score, "n": pairs - start})
+        rows.append(
+            {"draw": draw, "shots": k, "words": words, "spearman": score, "n": pairs - start}
+        )
     return pd.DataFrame(rows)
 
 
 def orders(
-    trials: Trials,
+    trials: DemonstrationScores,
     chosen: Sequence[Demonstration],
     pairs: int,
     *,
@@ -191,8 +225,20 @@ def orders(
             if (order := tuple(rng.permutation(len(chosen)).tolist())) not in several:
                 several.append(order)
     rows = []
-    for order in tqdm(several[:limit], desc="orders", unit="order", disable=show_progress_bar is False, leave=False):
+    for order in tqdm(
+        several[:limit],
+        desc="orders",
+        unit="order",
+        disable=show_progress_bar is False,
+        leave=False,
+    ):
         some = [chosen[i] for i in order]
-        rows.append({"words": " ".join(one.word for one in some), "spearman": trials.score(some, pairs, start), "n": pairs - start})
+        rows.append(
+            {
+                "words": " ".join(one.word for one in some),
+                "spearman": trials.score(some, pairs, start),
+                "n": pairs - start,
+            }
+        )
     table = pd.DataFrame(rows)
     return table.assign(change=table["spearman"] - table["spearman"].iloc[0])

@@ -14,13 +14,23 @@ from prompteol_utils.prompts import PROMPTS, Demonstration
 from prompteol_utils.results.store import Store, provenance
 from prompteol_utils.utils import files
 
-__all__ = ["build_demonstrations", "clean_answer", "demonstrations_of", "exact", "reject", "save_demonstrations", "search_demonstrations"]
+__all__ = [
+    "build_demonstrations",
+    "clean_answer",
+    "demonstrations_of",
+    "exact",
+    "reject",
+    "save_demonstrations",
+    "search_demonstrations",
+]
 
 KIND = "label"  # of the rows
 BATCH = 16  # sentences labelled together; a kill costs at most these
 _FORM = "a an and are as at be but by for from had has have he her his i in is it its not of on or she so that the they to was were with"
 FORM_WORDS = frozenset(re.findall(r"[a-z]+", _FORM))
-PROMPT_WORDS = frozenset(re.findall(r"[a-z]+", (PROMPTS["prompteol"].prefix + PROMPTS["prompteol"].suffix).lower()))
+PROMPT_WORDS = frozenset(
+    re.findall(r"[a-z]+", (PROMPTS["prompteol"].prefix + PROMPTS["prompteol"].suffix).lower())
+)
 
 
 def build_demonstrations(
@@ -65,9 +75,15 @@ def build_demonstrations(
     answers = _answers(label, list(dict.fromkeys(sentences)), store, batch, show_progress_bar)
     rows, seen, used = [], set(), {word.casefold() for word in taken}
     offered = [(sentence, "sentence", answers[sentence]) for sentence in sentences]
-    for sentence, kind, words in offered + [(definition, "dictionary", [word]) for definition, word in definitions]:
+    for sentence, kind, words in offered + [
+        (definition, "dictionary", [word]) for definition, word in definitions
+    ]:
         words = [clean_answer(word) for word in words] or [""]
-        reasons = ["sentence given twice"] * len(words) if sentence in seen else [reject(word, used) for word in words]
+        reasons = (
+            ["sentence given twice"] * len(words)
+            if sentence in seen
+            else [reject(word, used) for word in words]
+        )
         best = reasons.index("") if "" in reasons else 0
         seen.add(sentence)
         if not reasons[best]:
@@ -76,18 +92,35 @@ def build_demonstrations(
     return pd.DataFrame(rows, columns=["sentence", "word", "kind", "reject"])
 
 
-def _answers(label: Label, sentences: Sequence[str], store: Store | None, batch: int, show: bool | None) -> dict[str, list[str]]:
+def _answers(
+    label: Label, sentences: Sequence[str], store: Store | None, batch: int, show: bool | None
+) -> dict[str, list[str]]:
     name = getattr(label, "name", getattr(label, "__name__", "label"))
-    kept = [row for row in store.rows() if row.get("kind") == KIND and row["labeller"] == name] if store else []
+    kept = (
+        [row for row in store.rows() if row.get("kind") == KIND and row["labeller"] == name]
+        if store
+        else []
+    )
     answers = {row["sentence"]: row["answers"] for row in kept}
     missing = [sentence for sentence in sentences if sentence not in answers]
     parts = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-    for part in tqdm(parts, desc="label", unit="batch", disable=not (show if show is not None else len(parts) > 1), leave=False):
+    for part in tqdm(
+        parts,
+        desc="label",
+        unit="batch",
+        disable=not (show if show is not None else len(parts) > 1),
+        leave=False,
+    ):
         new = [list(words) for words in label(part)]
         if len(new) != len(part):
-            raise ValueError(f"the labelling function {name!r} returned {len(new)} answers for {len(part)} sentences")
+            raise ValueError(
+                f"the labelling function {name!r} returned {len(new)} answers for {len(part)} sentences"
+            )
         if store is not None:
-            rows = [{"kind": KIND, "labeller": name, "sentence": s, "answers": words} for s, words in zip(part, new, strict=True)]
+            rows = [
+                {"kind": KIND, "labeller": name, "sentence": s, "answers": words}
+                for s, words in zip(part, new, strict=True)
+            ]
             store.append(*(row | provenance() for row in rows))  # all of a batch or none
         answers |= dict(zip(part, new, strict=True))
     return answers
@@ -130,7 +163,10 @@ def save_demonstrations(table: pd.DataFrame, path: str | os.PathLike) -> int:
     Returns:
         How many there are.
     """
-    kept = [Demonstration(row.sentence, row.word, row.kind) for row in table[table["reject"] == ""].itertuples()]
+    kept = [
+        Demonstration(row.sentence, row.word, row.kind)
+        for row in table[table["reject"] == ""].itertuples()
+    ]
     with files.atomic_file(path, "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["sentence", "word", "kind", "topic"])

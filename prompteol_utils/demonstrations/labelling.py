@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from prompteol_utils.models.loading import Loaded
+from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Demonstration, Prompt, with_demonstrations
 
 Label = Callable[[list[str]], list[list[str]]]
@@ -65,19 +65,34 @@ def endpoint_labeller(
     try:
         import openai
     except ImportError as error:
-        raise ImportError("an endpoint is asked through the package openai: pip install openai (or prompteol-utils[label])") from error
-    model, base_url = model or os.environ.get("OPENAI_MODEL"), base_url or os.environ.get("OPENAI_BASE_URL")
+        raise ImportError(
+            "an endpoint is asked through the package openai: pip install openai (or prompteol-utils[label])"
+        ) from error
+    model, base_url = (
+        model or os.environ.get("OPENAI_MODEL"),
+        base_url or os.environ.get("OPENAI_BASE_URL"),
+    )
     if not model:
-        raise ValueError("no model is named: pass model=, or set OPENAI_MODEL (with OPENAI_BASE_URL and OPENAI_API_KEY)")
+        raise ValueError(
+            "no model is named: pass model=, or set OPENAI_MODEL (with OPENAI_BASE_URL and OPENAI_API_KEY)"
+        )
     if concurrency < 1 or retries < 0:
-        raise ValueError(f"concurrency is at least 1 and retries at least 0, got {concurrency} and {retries}")
+        raise ValueError(
+            f"concurrency is at least 1 and retries at least 0, got {concurrency} and {retries}"
+        )
     key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
     if key is None:
-        raise ValueError("no key for OpenAI's own endpoint: set OPENAI_API_KEY, or OPENAI_BASE_URL for another server")
-    client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)  # we retry: broken answers too
+        raise ValueError(
+            "no key for OpenAI's own endpoint: set OPENAI_API_KEY, or OPENAI_BASE_URL for another server"
+        )
+    client = openai.OpenAI(
+        base_url=base_url, api_key=key, timeout=timeout, max_retries=0
+    )  # we retry: broken answers too
 
     def once(sentence: str) -> str:
-        reply = client.chat.completions.create(model=model, messages=chat(sentence, examples), temperature=0, max_tokens=12)
+        reply = client.chat.completions.create(
+            model=model, messages=chat(sentence, examples), temperature=0, max_tokens=12
+        )
         content = reply.choices[0].message.content if getattr(reply, "choices", None) else None
         if not isinstance(content, str):
             raise ValueError(f"an answer without text: {str(reply)[:80]}")
@@ -88,22 +103,36 @@ def endpoint_labeller(
             try:
                 return [once(sentence)]
             except openai.APIStatusError as error:
-                status, wait = error.status_code, _seconds(error.response.headers.get("retry-after"))
+                status, wait = (
+                    error.status_code,
+                    _seconds(error.response.headers.get("retry-after")),
+                )
                 if status not in AGAIN and status < 500:
-                    raise LabelError(f"{client.base_url} refuses model {model!r} (HTTP {status}): {str(error)[:200]}") from error
+                    raise LabelError(
+                        f"{client.base_url} refuses model {model!r} (HTTP {status}): {str(error)[:200]}"
+                    ) from error
                 last = f"HTTP {status}"
-            except (openai.APIConnectionError, ValueError, TypeError, AttributeError) as error:  # time-outs are of the first kind
+            except (
+                openai.APIConnectionError,
+                ValueError,
+                TypeError,
+                AttributeError,
+            ) as error:  # time-outs are of the first kind
                 last, wait = f"{type(error).__name__}: {str(error)[:80]}", 0.0
             if attempt < retries:
                 time.sleep(max(pause * 2**attempt, min(wait, 60)))
-        raise LabelError(f"{client.base_url} gave no usable answer in {retries + 1} tries ({last}); is it there? Run this again to go on")
+        raise LabelError(
+            f"{client.base_url} gave no usable answer in {retries + 1} tries ({last}); is it there? Run this again to go on"
+        )
 
     def label(sentences: list[str]) -> list[list[str]]:
         with ThreadPoolExecutor(concurrency) as threads:
             try:
                 return list(threads.map(ask, sentences))
             except LabelError:
-                threads.shutdown(cancel_futures=True)  # what waits would fail too, after all its tries
+                threads.shutdown(
+                    cancel_futures=True
+                )  # what waits would fail too, after all its tries
                 raise
 
     label.name = f"endpoint {model}, {len(examples)} examples"
@@ -118,7 +147,9 @@ def chat(sentence: str, examples: Sequence[Demonstration] = EXAMPLES) -> list[di
     return [{"role": role, "content": text} for role, text in [*turns, ("user", sentence)]]
 
 
-def estimate_cost(sentences: Sequence[str], price_in: float = 0.0, price_out: float = 0.0) -> dict[str, float]:
+def estimate_cost(
+    sentences: Sequence[str], price_in: float = 0.0, price_out: float = 0.0
+) -> dict[str, float]:
     """What labelling costs, before it starts, by the rule of thumb of four letters a token.
 
     Args:
@@ -130,11 +161,25 @@ def estimate_cost(sentences: Sequence[str], price_in: float = 0.0, price_out: fl
         {"requests": …, "tokens in": …, "tokens out": …, "cost": …}
     """
     around = sum(4 + len(message["content"]) / 4 for message in chat(""))
-    read, written = round(sum(around + len(sentence) / 4 for sentence in sentences)), 4 * len(sentences)
-    return {"requests": len(sentences), "tokens in": read, "tokens out": written, "cost": (read * price_in + written * price_out) / 1e6}
+    read, written = (
+        round(sum(around + len(sentence) / 4 for sentence in sentences)),
+        4 * len(sentences),
+    )
+    return {
+        "requests": len(sentences),
+        "tokens in": read,
+        "tokens out": written,
+        "cost": (read * price_in + written * price_out) / 1e6,
+    }
 
 
-def local_labeller(loaded: Loaded, *, examples: Sequence[Demonstration] = EXAMPLES, beams: int = 8, tokens: int = 6) -> Label:
+def local_labeller(
+    loaded: LoadedModel,
+    *,
+    examples: Sequence[Demonstration] = EXAMPLES,
+    beams: int = 8,
+    tokens: int = 6,
+) -> Label:
     """Ask a local causal model, with examples before the sentence: its likeliest words, ranked.
 
     A small model asked plainly answers badly, so it continues PromptEOL's own text behind solved examples, and beam search finds its
@@ -155,13 +200,19 @@ def local_labeller(loaded: Loaded, *, examples: Sequence[Demonstration] = EXAMPL
     Built in notebook 02.
     """
     if loaded.model.get_output_embeddings() is None:
-        raise ValueError(f"{loaded.name} has no LM head, so it says no word; use a causal model such as smollm2-135m-instruct")
-    label = partial(_likely_words, loaded, with_demonstrations("prompteol", examples), beams, tokens)
+        raise ValueError(
+            f"{loaded.name} has no LM head, so it says no word; use a causal model such as smollm2-135m-instruct"
+        )
+    label = partial(
+        _likely_words, loaded, with_demonstrations("prompteol", examples), beams, tokens
+    )
     label.name = f"local {loaded.name}, {len(examples)} examples"
     return label
 
 
-def _likely_words(loaded: Loaded, prompt: Prompt, beams: int, tokens: int, sentences: list[str]) -> list[list[str]]:
+def _likely_words(
+    loaded: LoadedModel, prompt: Prompt, beams: int, tokens: int, sentences: list[str]
+) -> list[list[str]]:
     import torch
 
     tokenizer = loaded.tokenizer
@@ -169,7 +220,9 @@ def _likely_words(loaded: Loaded, prompt: Prompt, beams: int, tokens: int, sente
     ids = tokenizer([prompt.render(sentence) for sentence in sentences])["input_ids"]
     width = max(map(len, ids))
     left = torch.tensor([[pad] * (width - len(row)) + row for row in ids]).to(loaded.model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]).to(loaded.model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]).to(
+        loaded.model.device
+    )
     with torch.inference_mode():
         out = loaded.model.generate(
             left, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=tokens, do_sample=False,
@@ -177,7 +230,9 @@ def _likely_words(loaded: Loaded, prompt: Prompt, beams: int, tokens: int, sente
         )  # fmt: skip
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
     words = [text.partition('"')[0] for text in texts]
-    return [list(dict.fromkeys(words[row * beams : (row + 1) * beams])) for row in range(len(sentences))]
+    return [
+        list(dict.fromkeys(words[row * beams : (row + 1) * beams])) for row in range(len(sentences))
+    ]
 
 
 def _seconds(text: str | None) -> float:

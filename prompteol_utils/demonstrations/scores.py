@@ -14,7 +14,7 @@ import numpy as np
 from prompteol_utils.data.sts import Pairs
 from prompteol_utils.encoder.encoder import Encoder
 from prompteol_utils.evaluation.sts import cosines, embed_pairs, spearman_rows
-from prompteol_utils.models.loading import Loaded
+from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Demonstration, Prompt, get_prompt, with_demonstrations
 from prompteol_utils.results.store import Store, provenance
 
@@ -23,7 +23,9 @@ UNIT = 1_000_000  # cosines are kept as whole millionths: short, and a search th
 ENCODER_FIELDS = (
     "model", "weight_origin", "commit", "dtype", "quantization", "adapter", "pooling", "layer", "max_sentence_tokens", "normalize",
 )  # fmt: skip
-BATCH_TOKENS = 512  # on a CPU; a step is some fifty short sentences, and smaller batches carry less padding
+BATCH_TOKENS = (
+    512  # on a CPU; a step is some fifty short sentences, and smaller batches carry less padding
+)
 
 Measure = Callable[[tuple[Demonstration, ...], int, int], np.ndarray]
 
@@ -44,13 +46,16 @@ def sample_order(gold: np.ndarray, seed: int = 0) -> list[int]:
         The positions 0 to n - 1, each once.
     """
     rng = np.random.default_rng(seed)
-    tenths = [rng.permutation(part) for part in np.array_split(np.lexsort((rng.random(len(gold)), gold)), 10)]
+    tenths = [
+        rng.permutation(part)
+        for part in np.array_split(np.lexsort((rng.random(len(gold)), gold)), 10)
+    ]
     spread = [tenths[3 * k % 10] for k in range(10)]  # low, middle and high ones alternate
     return [int(part[k]) for k in range(len(tenths[0])) for part in spread if k < len(part)]
 
 
-class Trials:
-    """Cosines of one sample of graded pairs under many lists of demonstrations; `Trials.live` computes, `Trials.recorded` only reads.
+class DemonstrationScores:
+    """Cosines of one sample of graded pairs under many lists of demonstrations; `DemonstrationScores.live` computes, `DemonstrationScores.recorded` only reads.
 
     The sample is a seeded order of the pairs (`sample_order`), and each list is known on its first so many pairs. Asking for more
     encodes the missing ones and keeps them, so samples that grow share all their work, and a kill costs what was being encoded.
@@ -64,7 +69,14 @@ class Trials:
     Built in notebook 02.
     """
 
-    def __init__(self, gold: np.ndarray, about: dict, *, store: Store | None = None, measure: Measure | None = None):
+    def __init__(
+        self,
+        gold: np.ndarray,
+        about: dict,
+        *,
+        store: Store | None = None,
+        measure: Measure | None = None,
+    ):
         self.gold, self.about = np.asarray(gold, dtype=np.float64), dict(about)
         self.id = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self._store, self._measure = store, measure
@@ -76,7 +88,7 @@ class Trials:
     @classmethod
     def live(
         cls,
-        loaded: Loaded,
+        loaded: LoadedModel,
         dev: Pairs,
         *,
         prompt: "Prompt | str" = "prompteol",
@@ -84,8 +96,8 @@ class Trials:
         pooling: str | None = None,
         layer: int = -1,
         seed: int = 0,
-    ) -> "Trials":
-        """Trials of a model on pairs, in an order drawn with `seed`.
+    ) -> "DemonstrationScores":
+        """DemonstrationScores of a model on pairs, in an order drawn with `seed`.
 
         Args:
             loaded: A model from `load_model`.
@@ -101,10 +113,16 @@ class Trials:
         """
         prompt = get_prompt(prompt)
         if not len(dev) or np.ptp(dev.gold) == 0:
-            what = f"all {len(dev)} grades are {dev.gold[0]:g}, so no demonstration could rank them better" if len(dev) else "no pairs"
+            what = (
+                f"all {len(dev)} grades are {dev.gold[0]:g}, so no demonstration could rank them better"
+                if len(dev)
+                else "no pairs"
+            )
             raise ValueError(f"{dev.name}: {what}; take other pairs to choose on")
         sample = dev.take(sample_order(dev.gold, seed))
-        digest = hashlib.sha256(json.dumps([sample.left, sample.right, sample.gold.tolist()]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(
+            json.dumps([sample.left, sample.right, sample.gold.tolist()]).encode()
+        ).hexdigest()[:12]
         key = Encoder(loaded, prompt, pooling=pooling, layer=layer).key
         about = {name: key[name] for name in ENCODER_FIELDS} | {
             "prompt": prompt.name, "template": prompt.prefix + "{}" + prompt.suffix, "punctuation": prompt.punctuation,
@@ -112,17 +130,24 @@ class Trials:
         }  # fmt: skip
 
         def measure(demonstrations: tuple[Demonstration, ...], start: int, stop: int) -> np.ndarray:
-            encoder = Encoder(loaded, with_demonstrations(prompt, demonstrations), pooling=pooling, layer=layer)
+            encoder = Encoder(
+                loaded, with_demonstrations(prompt, demonstrations), pooling=pooling, layer=layer
+            )
             budget = BATCH_TOKENS if loaded.device == "cpu" else None
             part = sample.take(range(start, stop))
-            (left,), (right,) = embed_pairs(lambda texts: encoder.encode(texts, batch_tokens=budget, show_progress_bar=False), [part])
+            (left,), (right,) = embed_pairs(
+                lambda texts: encoder.encode(texts, batch_tokens=budget, show_progress_bar=False),
+                [part],
+            )
             return cosines(left, right)
 
         store = store if isinstance(store, Store | None) else Store(store)
         return cls(sample.gold, about | {"seed": seed}, store=store, measure=measure)
 
     @classmethod
-    def recorded(cls, store: "Store | str | os.PathLike", search: str | None = None) -> "Trials":
+    def recorded(
+        cls, store: "Store | str | os.PathLike", search: str | None = None
+    ) -> "DemonstrationScores":
         """What a store holds of one search, without the model and without the benchmark: its sample is as long as its recorded grades.
 
         Args:
@@ -133,7 +158,9 @@ class Trials:
             ValueError: The store holds none, or several and none was named.
         """
         store = store if isinstance(store, Store) else Store(store)
-        plain = [row for row in store.rows() if row.get("kind") == KIND and not row["demonstrations"]]
+        plain = [
+            row for row in store.rows() if row.get("kind") == KIND and not row["demonstrations"]
+        ]
         found = {row["search"]: row["about"] for row in plain}
         if search is None and len(found) == 1:
             (search,) = found
@@ -172,15 +199,23 @@ class Trials:
         demonstrations = tuple(demonstrations)
         key = tuple(map(text_of, demonstrations))
         if not 1 <= pairs <= len(self):
-            raise ValueError(f"{pairs} pairs asked of a sample of {len(self)}; allowed: 1 to {len(self)}")
+            raise ValueError(
+                f"{pairs} pairs asked of a sample of {len(self)}; allowed: 1 to {len(self)}"
+            )
         start = len(self._known.get(key, ()))
         if start < pairs:
             if self._measure is None:
-                raise ValueError(f"{' | '.join(key) or 'the plain prompt'} is recorded on {start} pairs, {pairs} were asked for")
+                raise ValueError(
+                    f"{' | '.join(key) or 'the plain prompt'} is recorded on {start} pairs, {pairs} were asked for"
+                )
             if key:
-                self.cosines((), pairs)  # its row carries the grades, so that the others can be read without the benchmark
+                self.cosines(
+                    (), pairs
+                )  # its row carries the grades, so that the others can be read without the benchmark
             begin = time.perf_counter()
-            values = np.rint(self._measure(demonstrations, start, pairs) * UNIT).astype(int).tolist()
+            values = (
+                np.rint(self._measure(demonstrations, start, pairs) * UNIT).astype(int).tolist()
+            )
             self._keep(key, start, values, time.perf_counter() - begin)
         return self._known[key][:pairs] / UNIT
 
@@ -188,7 +223,9 @@ class Trials:
         """Spearman x 100 of one list over pairs `start` to `pairs` of the sample."""
         return float(self.scores([demonstrations], pairs, start)[0])
 
-    def scores(self, lists: Sequence[Iterable[Demonstration]], pairs: int, start: int = 0) -> np.ndarray:
+    def scores(
+        self, lists: Sequence[Iterable[Demonstration]], pairs: int, start: int = 0
+    ) -> np.ndarray:
         """Spearman x 100 of several lists.
 
         Args:
@@ -203,9 +240,11 @@ class Trials:
             ValueError: As in `evaluation.spearman`; or the pairs are not recorded.
         """
         matrix = np.stack([self.cosines(one, pairs)[start:] for one in lists])
-        return spearman_rows(matrix, self.gold[start:pairs], f"pairs {start} to {pairs} of the sample")
+        return spearman_rows(
+            matrix, self.gold[start:pairs], f"pairs {start} to {pairs} of the sample"
+        )
 
-    def shuffled(self, seed: int, pairs: int) -> "Trials":
+    def shuffled(self, seed: int, pairs: int) -> "DemonstrationScores":
         """A replay on the same pairs in another order: what is known on all of the first `pairs` pairs, in memory, without the model.
 
         Args:
@@ -213,22 +252,37 @@ class Trials:
             pairs: How many pairs to shuffle and keep.
         """
         order = sample_order(self.gold[:pairs], seed)
-        other = Trials(self.gold[order], self.about | {"seed": seed})
-        other._known = {key: known[order] for key, known in self._known.items() if len(known) >= pairs}
+        other = DemonstrationScores(self.gold[order], self.about | {"seed": seed})
+        other._known = {
+            key: known[order] for key, known in self._known.items() if len(known) >= pairs
+        }
         return other
 
     def _keep(self, key: tuple[str, ...], start: int, values: list[int], seconds: float) -> None:
         if self._store is not None:
             facts = provenance(self.about["seed"])
-            row = {"kind": KIND, "search": self.id, "demonstrations": list(key), "start": start, "cosines": values}
+            row = {
+                "kind": KIND,
+                "search": self.id,
+                "demonstrations": list(key),
+                "start": start,
+                "cosines": values,
+            }
             if key:  # short: there are thousands of them
-                facts["versions"] = {name: facts["versions"][name] for name in ("torch", "transformers")}
+                facts["versions"] = {
+                    name: facts["versions"][name] for name in ("torch", "transformers")
+                }
             else:
-                row |= {"gold": self.gold[start : start + len(values)].tolist(), "about": self.about}
+                row |= {
+                    "gold": self.gold[start : start + len(values)].tolist(),
+                    "about": self.about,
+                }
             self._store.append(row | {"seconds": round(seconds, 2)} | facts)
         self._add(key, start, values)
 
     def _add(self, key: tuple[str, ...], start: int, values: list[int]) -> None:
         known = self._known.get(key, np.zeros(0, dtype=np.int64))
-        if start <= len(known) < start + len(values):  # two processes may have measured the same pairs
+        if (
+            start <= len(known) < start + len(values)
+        ):  # two processes may have measured the same pairs
             self._known[key] = np.concatenate([known[:start], values])

@@ -9,8 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from prompteol_utils.data.sts import Pairs
-from prompteol_utils.demonstrations.scores import Trials, text_of
-from prompteol_utils.models.loading import Loaded
+from prompteol_utils.demonstrations.scores import DemonstrationScores, text_of
+from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Demonstration, Prompt
 from prompteol_utils.results.store import Store
 
@@ -21,7 +21,7 @@ FIRST = 5  # pairs of halving's first round
 
 
 def search_demonstrations(
-    loaded: Loaded,
+    loaded: LoadedModel,
     candidates: Sequence[Demonstration],
     dev: Pairs,
     *,
@@ -60,13 +60,15 @@ def search_demonstrations(
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}")
     check_candidates(candidates)
-    trials = Trials.live(loaded, dev, prompt=prompt, store=store, seed=seed)
+    trials = DemonstrationScores.live(loaded, dev, prompt=prompt, store=store, seed=seed)
     options = {"chosen": chosen, "show_progress_bar": show_progress_bar}
-    return (exact if mode == "exact" else halving)(trials, candidates, min(pairs, len(trials)), **options)
+    return (exact if mode == "exact" else halving)(
+        trials, candidates, min(pairs, len(trials)), **options
+    )
 
 
 def exact(
-    trials: Trials,
+    trials: DemonstrationScores,
     candidates: Sequence[Demonstration],
     pairs: int,
     *,
@@ -77,7 +79,7 @@ def exact(
     """Try every candidate on every pair of the sample, `step` pairs at a time, so that a run cut short is a search on fewer pairs.
 
     Args:
-        trials: From `Trials.live`, or `Trials.recorded` to replay a search.
+        trials: From `DemonstrationScores.live`, or `DemonstrationScores.recorded` to replay a search.
         candidates: As for `search_demonstrations`.
         pairs: How many pairs of the sample.
         chosen: As for `search_demonstrations`.
@@ -102,7 +104,11 @@ def exact(
 
 
 def rank(
-    trials: Trials, candidates: Sequence[Demonstration], pairs: int | None = None, *, chosen: Sequence[Demonstration] = ()
+    trials: DemonstrationScores,
+    candidates: Sequence[Demonstration],
+    pairs: int | None = None,
+    *,
+    chosen: Sequence[Demonstration] = (),
 ) -> pd.DataFrame:
     """The table of an exact search, from what is known.
 
@@ -129,7 +135,7 @@ def rank(
 
 
 def halving(
-    trials: Trials,
+    trials: DemonstrationScores,
     candidates: Sequence[Demonstration],
     pairs: int,
     *,
@@ -141,7 +147,7 @@ def halving(
     """Try all on a few pairs, keep the better ones, try those on more, and so on: what was encoded for one round serves the next.
 
     Args:
-        trials: From `Trials.live`, or `Trials.recorded` to replay it on an exact search.
+        trials: From `DemonstrationScores.live`, or `DemonstrationScores.recorded` to replay it on an exact search.
         candidates: As for `search_demonstrations`. Where `share` does not even reach for all of them on `first` pairs, a random part
             of them is tried, drawn with the sample's seed.
         pairs: Of the last round.
@@ -161,9 +167,17 @@ def halving(
     order = np.random.default_rng(trials.about["seed"]).permutation(len(candidates))[: plan[0][0]]
     alive, n_of, scores = [candidates[i] for i in sorted(order)], {}, np.zeros(0)
     show = show_progress_bar if show_progress_bar is not None else plan[0][0] > 8
-    with tqdm(total=sum(kept for kept, _ in plan), desc="halving", unit="prompt", disable=not show, leave=False) as bar:
+    with tqdm(
+        total=sum(kept for kept, _ in plan),
+        desc="halving",
+        unit="prompt",
+        disable=not show,
+        leave=False,
+    ) as bar:
         for kept, stop in plan:
-            if len(scores):  # the better ones of the round before; the sort is stable, so ties keep the order of the candidates
+            if len(
+                scores
+            ):  # the better ones of the round before; the sort is stable, so ties keep the order of the candidates
                 alive = [alive[i] for i in sorted(np.argsort(-scores, kind="stable")[:kept])]
             for one in alive:
                 trials.cosines((*chosen, one), stop)
@@ -174,7 +188,9 @@ def halving(
     return _table(trials, tried, [n_of[text_of(one)] for one in tried], chosen)
 
 
-def halving_plan(candidates: int, pairs: int, *, share: float = SHARE, first: int = FIRST) -> list[tuple[int, int]]:
+def halving_plan(
+    candidates: int, pairs: int, *, share: float = SHARE, first: int = FIRST
+) -> list[tuple[int, int]]:
     """How many candidates halving tries on how many pairs, round by round, within its share of the exact search's cost.
 
     Args:
@@ -190,17 +206,23 @@ def halving_plan(candidates: int, pairs: int, *, share: float = SHARE, first: in
         ValueError: The share is too small for two candidates, or not between 0 and 1.
     """
     if not 0 < share <= 1 or first < 2:
-        raise ValueError(f"a share above 0 and up to 1 and a first round of 2 pairs or more are needed, got {share!r} and {first!r}")
+        raise ValueError(
+            f"a share above 0 and up to 1 and a first round of 2 pairs or more are needed, got {share!r} and {first!r}"
+        )
     if candidates == 1:
         return [(1, pairs)]
     first = min(first, pairs)
-    budget = share * (candidates + 1) * pairs - pairs  # the plain prompt is measured on all of them too
+    budget = (
+        share * (candidates + 1) * pairs - pairs
+    )  # the plain prompt is measured on all of them too
     ends = [min(pairs, first * 2**k) for k in range(1 + math.ceil(math.log2(pairs / first)))]
     news = np.diff([0, *ends])
     begin = min(candidates, int(budget * (0.6 if len(ends) > 1 else 1) / first))
 
     def rounds(keep: float) -> np.ndarray:
-        return np.array([begin, *(max(1, math.floor(begin * keep**k)) for k in range(1, len(ends)))])
+        return np.array(
+            [begin, *(max(1, math.floor(begin * keep**k)) for k in range(1, len(ends)))]
+        )
 
     if begin < 2 or rounds(0) @ news > budget:
         raise ValueError(
@@ -210,17 +232,30 @@ def halving_plan(candidates: int, pairs: int, *, share: float = SHARE, first: in
     return [(int(kept), int(stop)) for kept, stop in zip(rounds(keep), ends, strict=True)]
 
 
-def encoded(table: pd.DataFrame) -> int:
+def count_encoded_sentences(table: pd.DataFrame) -> int:
     """What a table of `exact` or `halving` cost, in encoded sentences: two for each pair, the prompt without a candidate included."""
     return int(2 * (table["n"].sum() + table["n"].max()))
 
 
-def _table(trials: Trials, candidates: Sequence[Demonstration], ns: Sequence[int], chosen: Sequence[Demonstration]) -> pd.DataFrame:
+def _table(
+    trials: DemonstrationScores,
+    candidates: Sequence[Demonstration],
+    ns: Sequence[int],
+    chosen: Sequence[Demonstration],
+) -> pd.DataFrame:
     parts = []
     for n in sorted(set(ns), reverse=True):
         some = [candidate for candidate, own in zip(candidates, ns, strict=True) if own == n]
         plain, *scores = trials.scores([chosen, *((*chosen, one) for one in some)], n)
-        part = pd.DataFrame([{name: getattr(one, name) for name in ("sentence", "word", "kind", "topic", "names")} for one in some])
+        part = pd.DataFrame(
+            [
+                {
+                    name: getattr(one, name)
+                    for name in ("sentence", "word", "kind", "topic", "names")
+                }
+                for one in some
+            ]
+        )
         part = part.assign(spearman=scores, gain=np.array(scores) - plain, n=n)
         parts.append(part.sort_values("spearman", ascending=False, kind="stable"))
     return pd.concat(parts, ignore_index=True)
@@ -229,23 +264,38 @@ def _table(trials: Trials, candidates: Sequence[Demonstration], ns: Sequence[int
 def demonstrations_of(table: pd.DataFrame, pool: Sequence[Demonstration]) -> list[Demonstration]:
     """The demonstrations that a table names in its columns sentence and word, in its order; `pool` is what it was made from."""
     by_text = {text_of(one): one for one in pool}
-    return [by_text[f"{sentence}=>{word}"] for sentence, word in zip(table["sentence"], table["word"], strict=True)]
+    return [
+        by_text[f"{sentence}=>{word}"]
+        for sentence, word in zip(table["sentence"], table["word"], strict=True)
+    ]
 
 
 def check_candidates(candidates: Sequence[Demonstration]) -> None:
     """Raise ValueError where there are none, or where one is given twice."""
     if not len(candidates):
-        raise ValueError("no candidates to search in; load_demonstrations() gives the 300 of this project")
+        raise ValueError(
+            "no candidates to search in; load_demonstrations() gives the 300 of this project"
+        )
     first: dict[str, int] = {}
     for index, candidate in enumerate(candidates):
         if not isinstance(candidate, Demonstration):
-            raise ValueError(f"candidate {index} is a {type(candidate).__name__}; a Demonstration(sentence, word) is needed")
+            raise ValueError(
+                f"candidate {index} is a {type(candidate).__name__}; a Demonstration(sentence, word) is needed"
+            )
         if (before := first.setdefault(text_of(candidate), index)) != index:
-            raise ValueError(f"candidates {before} and {index} are the same: {text_of(candidate)!r}; leave one out")
+            raise ValueError(
+                f"candidates {before} and {index} are the same: {text_of(candidate)!r}; leave one out"
+            )
 
 
 def greedy_shots(
-    trials: Trials, pool: Sequence[Demonstration], shots: int, pairs: int, *, held_out: int = 0, show_progress_bar: bool | None = None
+    trials: DemonstrationScores,
+    pool: Sequence[Demonstration],
+    shots: int,
+    pairs: int,
+    *,
+    held_out: int = 0,
+    show_progress_bar: bool | None = None,
 ) -> pd.DataFrame:
     """Add demonstrations one by one, each time the one of the pool that helps most where it stands, next to the sentence.
 
@@ -271,16 +321,36 @@ def greedy_shots(
         raise ValueError(f"{shots} shots from a pool of {len(pool)}; allowed: 1 to {len(pool)}")
     chosen: list[Demonstration] = []
     rows = [_row(trials, chosen, pairs, held_out, math.nan, 2 * pairs)]
-    for _ in tqdm(range(shots), desc="greedy", unit="shot", disable=show_progress_bar is False, leave=False):
+    for _ in tqdm(
+        range(shots), desc="greedy", unit="shot", disable=show_progress_bar is False, leave=False
+    ):
         left = [one for one in pool if one not in chosen]
-        best = exact(trials, left, pairs, chosen=chosen, step=pairs, show_progress_bar=show_progress_bar)
+        best = exact(
+            trials, left, pairs, chosen=chosen, step=pairs, show_progress_bar=show_progress_bar
+        )
         chosen += demonstrations_of(best.head(1), left)
-        rows.append(_row(trials, chosen, pairs, held_out, best["gain"].iloc[0], 2 * pairs * len(left)))
+        rows.append(
+            _row(trials, chosen, pairs, held_out, best["gain"].iloc[0], 2 * pairs * len(left))
+        )
     return pd.DataFrame(rows)
 
 
-def _row(trials: Trials, chosen: Sequence[Demonstration], pairs: int, held_out: int, gain: float, encoded: int) -> dict:
+def _row(
+    trials: DemonstrationScores,
+    chosen: Sequence[Demonstration],
+    pairs: int,
+    held_out: int,
+    gain: float,
+    encoded: int,
+) -> dict:
     last = {name: getattr(chosen[-1], name) if chosen else "" for name in ("sentence", "word")}
     score = {"spearman": trials.score(chosen, pairs), "gain": gain}
     report = trials.score(chosen, pairs + held_out, pairs) if held_out else math.nan
-    return {"shots": len(chosen), **last, **score, "held_out": report, "n": pairs, "encoded": encoded}
+    return {
+        "shots": len(chosen),
+        **last,
+        **score,
+        "held_out": report,
+        "n": pairs,
+        "encoded": encoded,
+    }

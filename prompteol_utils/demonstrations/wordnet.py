@@ -31,11 +31,15 @@ def read_wordnet(folder: str | os.PathLike, *, max_words: int = 12) -> Iterator[
     folder = Path(folder).expanduser()
     files = [folder / f"data.{part}" for part in PARTS if (folder / f"data.{part}").is_file()]
     if not files:
-        raise FileNotFoundError(f"{folder} holds no WordNet database: data.noun is missing (Debian and Ubuntu: apt install wordnet-base)")
+        raise FileNotFoundError(
+            f"{folder} holds no WordNet database: data.noun is missing (Debian and Ubuntu: apt install wordnet-base)"
+        )
     for path in files:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if line.startswith("  ") or not line.strip():  # the licence, at the head of each file
+                if (
+                    line.startswith("  ") or not line.strip()
+                ):  # the licence, at the head of each file
                     continue
                 if pair := _pair(line, path, number, max_words):
                     yield pair
@@ -45,7 +49,9 @@ def _pair(line: str, path: Path, number: int, max_words: int) -> tuple[str, str]
     fields, bar, gloss = line.partition(" | ")
     fields = fields.split()
     if not bar or len(fields) < 6 or not re.fullmatch(r"[0-9a-fA-F]{2}", fields[3]):
-        raise ValueError(f"{path}, line {number}: not an entry of a WordNet database (offset file type count word … | definition)")
+        raise ValueError(
+            f"{path}, line {number}: not an entry of a WordNet database (offset file type count word … | definition)"
+        )
     word = re.sub(r"\((a|p|ip)\)$", "", fields[4])  # where an adjective may stand
     definition = re.split(r';\s*"|;', gloss.strip())[0]
     definition = re.sub(r"\s*\([^)]*\)\s*", " ", definition).strip()

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _trials: WeakKeyDictionary = WeakKeyDictionary()  # body -> what `trial` found
 
 
-class Forward:
+class Backbone:
     """Runs a transformer without its head over batches of token ids; the order of rows and their mates never change a state.
 
     Args:
@@ -35,14 +35,27 @@ class Forward:
         self.config = self.body.config.get_text_config()
         self.causal = is_causal(self.body)
         self.layers = self.config.num_hidden_layers + 1
-        self.packs, self.ends = trial(self) if self.causal and has_plain_cache(self.config) else (False, False)
+        self.supports_packing, self.ends = (
+            probe_packing_support(self)
+            if self.causal and has_plain_cache(self.config)
+            else (False, False)
+        )
 
     def fingerprint(self) -> list:
         """Another one when the weights have changed, or an adapter was switched or scaled; it looks at a sample of each weight."""
-        weights = [(sample(weight), 0 if weight.is_inference() else weight._version) for weight in self.body.parameters()]
-        layers = [module for module in self.body.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]  # peft's
+        weights = [
+            (sample(weight), 0 if weight.is_inference() else weight._version)
+            for weight in self.body.parameters()
+        ]
+        layers = [
+            module
+            for module in self.body.modules()
+            if isinstance(getattr(module, "disable_adapters", None), bool)
+        ]  # peft's
         switches = ("disable_adapters", "active_adapters", "merged", "scaling")
-        return weights + [tuple(repr(getattr(layer, name, None)) for name in switches) for layer in layers]
+        return weights + [
+            tuple(repr(getattr(layer, name, None)) for name in switches) for layer in layers
+        ]
 
     def prefix(self, ids: Sequence[int], layers: Sequence[int]) -> packing.Prefix:
         """Run what all rows begin with, once; only where `packs`."""
@@ -50,7 +63,11 @@ class Forward:
             return packing.run_prefix(self.body, ids, layers)
 
     def states(
-        self, rows: Sequence[Sequence[int]], prefix: packing.Prefix | None, layers: Sequence[int], ends: bool = False
+        self,
+        rows: Sequence[Sequence[int]],
+        prefix: packing.Prefix | None,
+        layers: Sequence[int],
+        ends: bool = False,
     ) -> list[torch.Tensor]:
         """Hidden states of a batch.
 
@@ -65,7 +82,11 @@ class Forward:
         """
         ends = ends and self.ends and all(layer == self.layers - 1 for layer in layers)
         with torch.inference_mode():
-            return packing.run(self.body, rows, prefix, layers, ends=ends) if self.packs else self.padded(rows, layers)
+            return (
+                packing.run(self.body, rows, prefix, layers, ends=ends)
+                if self.supports_packing
+                else self.padded(rows, layers)
+            )
 
     def padded(self, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> list[torch.Tensor]:
         """The same with padding and without a prefix, by the model's own attention; gradients flow where they are not switched off."""
@@ -78,8 +99,13 @@ class Forward:
             return_dict=True,
             **({"use_cache": False} if self.causal else {}),
         )
-        states = [out.last_hidden_state if layer == last else out.hidden_states[layer] for layer in layers]
-        return [torch.cat([row[:length] for row, length in zip(state, lengths.tolist(), strict=True)]) for state in states]
+        states = [
+            out.last_hidden_state if layer == last else out.hidden_states[layer] for layer in layers
+        ]
+        return [
+            torch.cat([row[:length] for row, length in zip(state, lengths.tolist(), strict=True)])
+            for state in states
+        ]
 
 
 def find_body(model):
@@ -101,10 +127,12 @@ def has_plain_cache(config) -> bool:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     layers = DynamicCache(config=config).layers
-    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return bool(layers) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+    )
 
 
-def trial(forward: Forward) -> tuple[bool, bool]:
+def probe_packing_support(forward: Backbone) -> tuple[bool, bool]:
     """Try it: three rows behind a prefix, packed, against each of them whole and alone. Once per model.
 
     Positions by bias (ALiBi), an attention of the model's own or anything else that packing gets wrong shows here, and such a model is
@@ -116,21 +144,40 @@ def trial(forward: Forward) -> tuple[bool, bool]:
     body = forward.body
     if body not in _trials:
         words = body.get_input_embeddings().weight.shape[0]
-        start, *rows = ([(7919 * token + seed) % words for token in range(n)] for n, seed in ((3, 11), (5, 101), (4, 1009), (4, 10007)))
+        start, *rows = (
+            [(7919 * token + seed) % words for token in range(n)]
+            for n, seed in ((3, 11), (5, 101), (4, 1009), (4, 10007))
+        )
         last = (forward.layers - 1,)
         allowed = 1e-3 if body.dtype == torch.float32 else 0.1
 
         @cache
         def alone() -> torch.Tensor:
-            return torch.cat([forward.padded([start + row], last)[0][len(start) :] for row in rows]).float()
+            return torch.cat(
+                [forward.padded([start + row], last)[0][len(start) :] for row in rows]
+            ).float()
 
         def same(ends: bool) -> bool:
             read = torch.tensor([len(row) for row in rows]).cumsum(0) - 1 if ends else slice(None)
             try:
-                found = packing.run(body, rows, packing.run_prefix(body, start, last), last, ends=ends)[0][read].float()
+                found = packing.run(
+                    body, rows, packing.run_prefix(body, start, last), last, ends=ends
+                )[0][read].float()
                 return float((found - alone()[read]).norm() / alone()[read].norm()) < allowed
-            except (packing.CannotPackError, TypeError, KeyError, AttributeError, ValueError, RuntimeError) as problem:
-                log.debug("%s is run %s: %s", type(body).__name__, "through its whole last layer" if ends else "with padding", problem)
+            except (
+                packing.CannotPackError,
+                TypeError,
+                KeyError,
+                AttributeError,
+                ValueError,
+                RuntimeError,
+            ) as problem:
+                log.debug(
+                    "%s is run %s: %s",
+                    type(body).__name__,
+                    "through its whole last layer" if ends else "with padding",
+                    problem,
+                )
                 return False
 
         with torch.inference_mode():

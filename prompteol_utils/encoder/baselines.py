@@ -6,13 +6,18 @@ import numpy as np
 import torch
 
 from prompteol_utils.encoder.tokenization import token_ids
-from prompteol_utils.models.loading import Loaded
+from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Prompt, get_prompt
 
 
 @torch.inference_mode()
 def reference(
-    loaded: Loaded, prompt: "Prompt | str", sentences: Iterable[str], *, pooling: str | None = None, layer: int = -1
+    loaded: LoadedModel,
+    prompt: "Prompt | str",
+    sentences: Iterable[str],
+    *,
+    pooling: str | None = None,
+    layer: int = -1,
 ) -> np.ndarray:
     """The plain loop that says what is right: the whole model, a batch of one, no padding, no cache.
 
@@ -32,8 +37,14 @@ def reference(
     pooling = pooling or prompt.pooling
     rows = []
     for sentence in sentences:
-        tokens = torch.tensor(token_ids(loaded, [prompt.render(sentence)], drop_end=pooling == "last"))
-        states = loaded.model(input_ids=tokens.to(loaded.model.device), output_hidden_states=True).hidden_states[layer][0].float()
+        tokens = torch.tensor(
+            token_ids(loaded, [prompt.render(sentence)], drop_end=pooling == "last")
+        )
+        states = (
+            loaded.model(input_ids=tokens.to(loaded.model.device), output_hidden_states=True)
+            .hidden_states[layer][0]
+            .float()
+        )
         if pooling == "mask":
             vector = states[int((tokens[0] == loaded.tokenizer.mask_token_id).nonzero()[-1])]
         else:
@@ -43,7 +54,9 @@ def reference(
 
 
 @torch.inference_mode()
-def paper_loop(loaded: Loaded, prompt: "Prompt | str", sentences: Sequence[str], batch_size: int = 16) -> np.ndarray:
+def paper_loop(
+    loaded: LoadedModel, prompt: "Prompt | str", sentences: Sequence[str], batch_size: int = 16
+) -> np.ndarray:
     """What the paper's code costs: the whole LM with its logits, batches in file order, padded on the left, no cache.
 
     Args:
@@ -60,7 +73,11 @@ def paper_loop(loaded: Loaded, prompt: "Prompt | str", sentences: Sequence[str],
     prompt = get_prompt(prompt)
     rows = []
     for start in range(0, len(sentences), batch_size):
-        ids = token_ids(loaded, [prompt.render(sentence) for sentence in sentences[start : start + batch_size]], drop_end=True)
+        ids = token_ids(
+            loaded,
+            [prompt.render(sentence) for sentence in sentences[start : start + batch_size]],
+            drop_end=True,
+        )
         width = max(map(len, ids))
         tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
@@ -75,7 +92,9 @@ def paper_loop(loaded: Loaded, prompt: "Prompt | str", sentences: Sequence[str],
 
 
 @torch.inference_mode()
-def next_words(loaded: Loaded, prompt: "Prompt | str", sentence: str, k: int = 10) -> list[tuple[str, float]]:
+def next_words(
+    loaded: LoadedModel, prompt: "Prompt | str", sentence: str, k: int = 10
+) -> list[tuple[str, float]]:
     """What the model would say next: the k likeliest tokens after the prompt.
 
     Args:
@@ -93,8 +112,15 @@ def next_words(loaded: Loaded, prompt: "Prompt | str", sentence: str, k: int = 1
     Source: the paper reads PromptEOL's vector as its next word. Built in notebook 00.
     """
     if loaded.model.get_output_embeddings() is None:
-        raise ValueError(f"{loaded.name} has no LM head, so it predicts no next word; use a causal model such as smollm2-135m-instruct")
+        raise ValueError(
+            f"{loaded.name} has no LM head, so it predicts no next word; use a causal model such as smollm2-135m-instruct"
+        )
     tokens = torch.tensor(token_ids(loaded, [get_prompt(prompt).render(sentence)], drop_end=True))
-    probabilities = loaded.model(input_ids=tokens.to(loaded.model.device)).logits[0, -1].float().softmax(-1)
+    probabilities = (
+        loaded.model(input_ids=tokens.to(loaded.model.device)).logits[0, -1].float().softmax(-1)
+    )
     top = probabilities.topk(k)
-    return [(loaded.tokenizer.decode([token]), float(p)) for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+    return [
+        (loaded.tokenizer.decode([token]), float(p))
+        for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]

@@ -32,19 +32,19 @@ def batches(lengths: Sequence[int], budget: int, padded: bool = True) -> Iterato
         yield batch
 
 
-def even_budget(lengths: Sequence[int], budget: int, streams: int) -> int:
+def even_budget(lengths: Sequence[int], budget: int, num_workers: int) -> int:
     """The smallest budget, up to `budget`, that makes no more batches, but for a last round of as many as run at once: all end together.
 
     Args:
         lengths: Tokens of each row; they are not padded.
         budget: Tokens of a batch, at most.
-        streams: Batches that run at once.
+        num_workers: Batches that run at once.
     """
 
     def count(tokens: int) -> int:
         return sum(1 for _ in batches(lengths, tokens, padded=False))
 
-    wanted = -(-count(budget) // streams) * streams
+    wanted = -(-count(budget) // num_workers) * num_workers
     low, high = 0, budget  # too little, enough
     while high - low > 1:
         middle = (low + high) // 2
@@ -52,7 +52,9 @@ def even_budget(lengths: Sequence[int], budget: int, streams: int) -> int:
     return high
 
 
-def pad(ids: Sequence[Sequence[int]], pad_id: int, past: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pad(
+    ids: Sequence[Sequence[int]], pad_id: int, past: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill rows up to the longest one, on the right, where a causal model cannot see it.
 
     Args:
@@ -69,7 +71,9 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int, past: int = 0) -> tuple[torch
     return tokens, (torch.arange(past + width)[None, :] < past + lengths[:, None]).long(), lengths
 
 
-def read_at(ids: Sequence[Sequence[int]], pooling: str, mask_id: int | None = None) -> list[int]:
+def pooling_positions(
+    ids: Sequence[Sequence[int]], pooling: str, mask_id: int | None = None
+) -> list[int]:
     """Where each row's vector stands, for the poolings that read a single token.
 
     Args:
@@ -85,14 +89,20 @@ def read_at(ids: Sequence[Sequence[int]], pooling: str, mask_id: int | None = No
     if pooling == "last":
         return [len(row) - 1 for row in ids]
     if not all(mask_id in row for row in ids):
-        raise ValueError("the prompt's mask token is not the tokenizer's: write it into the suffix as the tokenizer does ([MASK], <mask>)")
+        raise ValueError(
+            "the prompt's mask token is not the tokenizer's: write it into the suffix as the tokenizer does ([MASK], <mask>)"
+        )
     return [len(row) - 1 - row[::-1].index(mask_id) for row in ids]
 
 
-STREAMS = 8  # at most so many batches at once: each holds Python's lock for some hundredths of its time
+NUM_WORKERS = (
+    8  # at most so many batches at once: each holds Python's lock for some hundredths of its time
+)
 
 
-def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tuple[Sequence, object]]:
+def halve_on_oom(
+    run: Callable[[Sequence], object], batch: Sequence
+) -> list[tuple[Sequence, object]]:
     """Run a batch; where memory runs out, run its two halves instead, down to single items.
 
     Args:
@@ -117,13 +127,15 @@ def halve_on_oom(run: Callable[[Sequence], object], batch: Sequence) -> list[tup
     return halve_on_oom(run, batch[:middle]) + halve_on_oom(run, batch[middle:])
 
 
-def streams(batches: int) -> int:
-    """How many of these to run at once on this CPU: one a thread of torch's, up to `STREAMS`; 1 where that makes less than two rounds."""
-    most = min(torch.get_num_threads(), STREAMS)
+def num_workers(batches: int) -> int:
+    """How many of these to run at once on this CPU: one a thread of torch's, up to `NUM_WORKERS`; 1 where that makes less than two rounds."""
+    most = min(torch.get_num_threads(), NUM_WORKERS)
     return most if batches >= 2 * most else 1
 
 
-def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence], streams: int) -> Iterator[object]:
+def parallel_map(
+    run: Callable[[Sequence], object], batches: Sequence[Sequence], num_workers: int
+) -> Iterator[object]:
     """Run batches on a CPU's threads, several at a time with a share of the threads each, and not one after another on all of them.
 
     A batch is thousands of short operations, and at the end of each its threads wait for the slowest: apart they wait once a batch.
@@ -131,18 +143,20 @@ def side_by_side(run: Callable[[Sequence], object], batches: Sequence[Sequence],
     Args:
         run: Takes a batch; called from several threads at once.
         batches: Of about the same work.
-        streams: How many at once, from `streams`; 1 runs one after another on all threads.
+        num_workers: How many at once, from `num_workers`; 1 runs one after another on all threads.
 
     Yields:
         What `run` returned, in the batches' order.
 
     Source: measured, see benchmarks/README.md.
     """
-    if streams == 1:
+    if num_workers == 1:
         yield from map(run, batches)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads // streams,))
+    pool = ThreadPoolExecutor(
+        num_workers, initializer=torch.set_num_threads, initargs=(threads // num_workers,)
+    )
     try:
         yield from pool.map(run, batches)
     finally:

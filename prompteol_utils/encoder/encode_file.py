@@ -29,7 +29,9 @@ CHUNK = 2_048  # sentences between two commits: what a kill can cost, and what i
 QUIET_BELOW = 256  # sentences for which no progress bar is shown
 
 
-def encode_file(source: str | os.PathLike, target: str | os.PathLike, encoder, column: str | None = None) -> int:
+def encode_file(
+    source: str | os.PathLike, target: str | os.PathLike, encoder, column: str | None = None
+) -> int:
     """Embed a file; the result appears under its name only when it is whole, and a run that was cut off goes on where it was.
 
     On one machine the bytes do not depend on where a run was cut off. Sentences may be mended or added after those that are done.
@@ -57,7 +59,9 @@ def encode_file(source: str | os.PathLike, target: str | os.PathLike, encoder, c
         total, digest, whole = _look_through(source, column, part.done)
         part.begin(total, digest)
         quiet = {} if total - part.done >= QUIET_BELOW else {"disable": True}
-        with tqdm(total=total, initial=part.done, unit="sentence", desc=target.name, leave=False, **quiet) as bar:
+        with tqdm(
+            total=total, initial=part.done, unit="sentence", desc=target.name, leave=False, **quiet
+        ) as bar:
             _embed(source, column, encoder, part, bar)
         if (part.done, part.digest.hexdigest()) != (total, whole):
             raise SentenceFileError(f"{source} changed while it was read; {part.advice}")
@@ -79,7 +83,9 @@ def _alone(target: Path) -> Iterator[None]:
     try:
         held.acquire(blocking=False)
     except Timeout:
-        raise SentenceFileError(f"{target}: another process is writing it; wait for it, or choose another output") from None
+        raise SentenceFileError(
+            f"{target}: another process is writing it; wait for it, or choose another output"
+        ) from None
     try:
         yield
     finally:
@@ -88,7 +94,9 @@ def _alone(target: Path) -> Iterator[None]:
         held.release()
 
 
-def _look_through(source: str | os.PathLike, column: str | None, done: int) -> tuple[int, "hashlib._Hash", str]:
+def _look_through(
+    source: str | os.PathLike, column: str | None, done: int
+) -> tuple[int, "hashlib._Hash", str]:
     """How many sentences there are, the digest of the first `done` of them (ready to go on), and of all."""
     digest, total = hashlib.sha256(), 0
     at_done = digest.copy()
@@ -104,7 +112,9 @@ def _add(digest: "hashlib._Hash", sentence: str) -> None:
     digest.update(b"%d:" % len(text) + text)  # the length, so that two sentences are not one
 
 
-def _embed(source: str | os.PathLike, column: str | None, encoder, part: "_Part", bar: tqdm) -> None:
+def _embed(
+    source: str | os.PathLike, column: str | None, encoder, part: "_Part", bar: tqdm
+) -> None:
     """Embed what is not done yet, and commit each chunk."""
     lines: list[int] = []  # of the chunk that is at work
     first = part.done
@@ -147,19 +157,34 @@ class _Part:
 
     def __init__(self, target: Path, encoder):
         self.target, self.dimension, self.done = target, encoder.dimension, 0
-        self.path, self.state = (target.with_name(f"{target.name}.part{end}") for end in ("", ".json"))
-        self.run = json.loads(json.dumps({"encoder": encoder.key, "dimension": self.dimension, "vectors": VECTORS, "chunk": CHUNK}))
+        self.path, self.state = (
+            target.with_name(f"{target.name}.part{end}") for end in ("", ".json")
+        )
+        self.run = json.loads(
+            json.dumps(
+                {
+                    "encoder": encoder.key,
+                    "dimension": self.dimension,
+                    "vectors": VECTORS,
+                    "chunk": CHUNK,
+                }
+            )
+        )
         self.before: dict = {}
         if self.path.is_file() and self.state.is_file():  # the one without the other is of no use
             self.before = json.loads(self.state.read_text(encoding="utf-8"))
             if changed := list(_differences(self.before, self.run)):
-                raise SentenceFileError(f"{self.path} is unfinished work of another run ({'; '.join(changed)}); {self.advice}")
+                raise SentenceFileError(
+                    f"{self.path} is unfinished work of another run ({'; '.join(changed)}); {self.advice}"
+                )
             self.done = self.before["done"]
 
     @property
     def advice(self) -> str:
         """What to do with work that does not fit."""
-        return f"choose another output, or delete {self.path.name} and {self.state.name} to start anew"
+        return (
+            f"choose another output, or delete {self.path.name} and {self.state.name} to start anew"
+        )
 
     @property
     def kept(self) -> str:
@@ -169,7 +194,9 @@ class _Part:
     def begin(self, total: int, digest: "hashlib._Hash") -> None:
         """Make ready for `total` sentences, of which the first ones, with this digest, may be done."""
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (total, self.dimension)})
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (total, self.dimension)}
+        )
         header = header.getvalue()
         self.start = len(header)  # the same for any total: the format leaves room for its digits
         if self.done > total or self.before.get("sha256", digest.hexdigest()) != digest.hexdigest():
@@ -177,16 +204,26 @@ class _Part:
                 f"{self.path} is unfinished work on another text: one of the first {self.done:,} sentences was changed, added or taken "
                 f"out; {self.advice}"
             )
-        whole = self.done == total or self.done % CHUNK == 0  # else sentences came after the last, short chunk
+        whole = (
+            self.done == total or self.done % CHUNK == 0
+        )  # else sentences came after the last, short chunk
         if self.done and not (whole and self.path.stat().st_size >= self._end):
-            print(f"{self.path.name} does not end at the border of a chunk: starting anew", file=sys.stderr)
+            print(
+                f"{self.path.name} does not end at the border of a chunk: starting anew",
+                file=sys.stderr,
+            )
             self.done, digest = 0, hashlib.sha256()
         self.digest = digest
         need = (total - self.done + total * (self.target.suffix == ".parquet")) * 4 * self.dimension
         if (free := shutil.disk_usage(self.target.parent).free) < need:
-            raise files.CacheError(f"{self.target} needs {need / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free; {self.kept}")
+            raise files.CacheError(
+                f"{self.target} needs {need / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free; {self.kept}"
+            )
         if self.done:
-            print(f"{self.path.name}: {self.done:,} of {total:,} sentences are done; going on", file=sys.stderr)
+            print(
+                f"{self.path.name}: {self.done:,} of {total:,} sentences are done; going on",
+                file=sys.stderr,
+            )
         with self._writing():
             if not self.done:
                 self.state.unlink(missing_ok=True)  # what it counts is gone with the next line
@@ -216,7 +253,12 @@ class _Part:
 
     def _save(self) -> None:
         with files.atomic_file(self.state, "w") as file:
-            json.dump(self.run | {"done": self.done, "sha256": self.digest.hexdigest()}, file, indent=1, ensure_ascii=False)
+            json.dump(
+                self.run | {"done": self.done, "sha256": self.digest.hexdigest()},
+                file,
+                indent=1,
+                ensure_ascii=False,
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -224,7 +266,9 @@ class _Part:
             yield
         except OSError as error:
             reason = getattr(error.__cause__, "strerror", None) or error.strerror or error
-            raise files.CacheError(f"{self.target} could not be written ({reason}): free some space on its disk; {self.kept}") from error
+            raise files.CacheError(
+                f"{self.target} could not be written ({reason}): free some space on its disk; {self.kept}"
+            ) from error
 
     def finish(self, source: str | os.PathLike, column: str | None) -> None:
         """Give the vectors the target's name, or put them with their sentences into a table of that name."""
@@ -241,8 +285,12 @@ class _Part:
         import pyarrow.parquet
 
         width, digest = self.dimension, hashlib.sha256()
-        schema = pyarrow.schema([("sentence", pyarrow.string()), ("embedding", pyarrow.list_(pyarrow.float32(), width))])
-        sentences = (sentence for _, sentence in islice(numbered_sentences(source, column), self.done))
+        schema = pyarrow.schema(
+            [("sentence", pyarrow.string()), ("embedding", pyarrow.list_(pyarrow.float32(), width))]
+        )
+        sentences = (
+            sentence for _, sentence in islice(numbered_sentences(source, column), self.done)
+        )
         with files.atomic_file(self.target) as out, open(self.path, "rb") as vectors:
             vectors.seek(self.start)
             with pyarrow.parquet.ParquetWriter(out, schema) as writer:
@@ -250,7 +298,10 @@ class _Part:
                     for text in texts:
                         _add(digest, text)
                     flat = pyarrow.array(np.fromfile(vectors, "<f4", len(texts) * width))
-                    columns = [pyarrow.array(texts, pyarrow.string()), pyarrow.FixedSizeListArray.from_arrays(flat, width)]
+                    columns = [
+                        pyarrow.array(texts, pyarrow.string()),
+                        pyarrow.FixedSizeListArray.from_arrays(flat, width),
+                    ]
                     writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
             if digest.hexdigest() != self.digest.hexdigest():  # the file was read again
                 raise SentenceFileError(f"{source} changed while it was read; {self.advice}")

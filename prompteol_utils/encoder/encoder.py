@@ -11,16 +11,26 @@ import torch
 from tqdm import tqdm
 
 from prompteol_utils.encoder import batching
-from prompteol_utils.encoder.backbone import Forward
-from prompteol_utils.encoder.batching import batches, even_budget, read_at
+from prompteol_utils.encoder.backbone import Backbone
+from prompteol_utils.encoder.batching import batches, even_budget, pooling_positions
 from prompteol_utils.encoder.onednn import fast_linear
 from prompteol_utils.encoder.tokenization import token_ids
-from prompteol_utils.models.loading import Loaded, load_model
+from prompteol_utils.models.loading import LoadedModel, load_model
 from prompteol_utils.models.registry import MODELS
-from prompteol_utils.prompts import POOLINGS, PROMPTS, Demonstration, Prompt, get_prompt, with_demonstrations
+from prompteol_utils.prompts import (
+    POOLINGS,
+    PROMPTS,
+    Demonstration,
+    Prompt,
+    get_prompt,
+    with_demonstrations,
+)
 
 CHUNK = 16_384  # sentences tokenised, sorted and deduplicated together; bounds the memory beside the result
-CPU_TOKENS, GPU_TOKENS = 512, 16_384  # default batch budgets: on a CPU what its caches hold (benchmarks/README.md)
+CPU_TOKENS, GPU_TOKENS = (
+    512,
+    16_384,
+)  # default batch budgets: on a CPU what its caches hold (benchmarks/README.md)
 QUIET_BELOW = 256  # sentences for which no progress bar is shown
 
 log = logging.getLogger(__name__)
@@ -60,7 +70,7 @@ class Encoder:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         prompt: "Prompt | str" = PROMPTS["prompteol"],
         *,
         pooling: str | None = None,
@@ -74,18 +84,30 @@ class Encoder:
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; allowed: {', '.join(POOLINGS)}")
         if self.pooling == "mask" and loaded.tokenizer.mask_token is None:
-            raise ValueError(f"pooling 'mask' needs a model with a mask token, such as BERT; {loaded.name} has none")
+            raise ValueError(
+                f"pooling 'mask' needs a model with a mask token, such as BERT; {loaded.name} has none"
+            )
         if max_sentence_tokens is not None and max_sentence_tokens < 1:
             raise ValueError(f"max_sentence_tokens is at least 1, got {max_sentence_tokens}")
-        self.max_sentence_tokens, self.normalize, self.prefix_cache = max_sentence_tokens, normalize, prefix_cache
-        self._forward = Forward(loaded.model)
+        self.max_sentence_tokens, self.normalize, self.prefix_cache = (
+            max_sentence_tokens,
+            normalize,
+            prefix_cache,
+        )
+        self._forward = Backbone(loaded.model)
         self._config, self._layers = self._forward.config, self._forward.layers
         if self.pooling == "cls" and self._forward.causal:
-            raise ValueError(f"pooling 'cls' reads the first token, which in a causal model such as {loaded.name} has seen nothing else")
+            raise ValueError(
+                f"pooling 'cls' reads the first token, which in a causal model such as {loaded.name} has seen nothing else"
+            )
         self.layer = self._layer_index(layer)
-        self._plain_cache = prefix_cache and self._forward.packs
+        self._plain_cache = prefix_cache and self._forward.supports_packing
         # bitsandbytes' 8-bit layers keep what they work on in themselves, so that two batches at once would mix.
-        self._in_threads = loaded.device == "cpu" and self._forward.packs and loaded.quantization != "int8"
+        self._in_threads = (
+            loaded.device == "cpu"
+            and self._forward.supports_packing
+            and loaded.quantization != "int8"
+        )
         self._prefix: tuple = (None, None)
         self._warned = False
 
@@ -116,8 +138,16 @@ class Encoder:
         """
         if prompt is None:
             prompt = MODELS[name_or_path].prompt if name_or_path in MODELS else "prompteol"
-        prompt = with_demonstrations(prompt, demonstrations)  # a wrong prompt is said before a model is downloaded
-        return cls(load_model(name_or_path, dtype=dtype, quantization=quantization, device=device, adapter=adapter), prompt, **options)
+        prompt = with_demonstrations(
+            prompt, demonstrations
+        )  # a wrong prompt is said before a model is downloaded
+        return cls(
+            load_model(
+                name_or_path, dtype=dtype, quantization=quantization, device=device, adapter=adapter
+            ),
+            prompt,
+            **options,
+        )
 
     @property
     def key(self) -> dict:
@@ -130,7 +160,8 @@ class Encoder:
             "dtype": loaded.dtype,
             "quantization": loaded.quantization,
             "adapter": loaded.adapter,
-            "prompt": asdict(self.prompt) | {"demonstrations": [f"{d.sentence}=>{d.word}" for d in self.prompt.demonstrations]},
+            "prompt": asdict(self.prompt)
+            | {"demonstrations": [f"{d.sentence}=>{d.word}" for d in self.prompt.demonstrations]},
             "pooling": self.pooling,
             "layer": self.layer,
             "max_sentence_tokens": self.max_sentence_tokens,
@@ -146,7 +177,11 @@ class Encoder:
         return last if self.layer == self._layers - 1 else width
 
     def encode(
-        self, sentences: "str | Iterable[str]", *, batch_tokens: int | None = None, show_progress_bar: bool | None = None
+        self,
+        sentences: "str | Iterable[str]",
+        *,
+        batch_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """Embed sentences.
 
@@ -170,12 +205,18 @@ class Encoder:
             sentences = list(sentences)
             _validate(sentences)  # a list is looked through before the first second is spent
             out, done = np.empty((len(sentences), self.dimension), np.float32), 0
-            for part in self.stream(sentences, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar):
+            for part in self.stream(
+                sentences, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
+            ):
                 out[done : done + len(part)] = part
                 done += len(part)
             return out
         try:
-            rows.extend(self.stream(sentences, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar))
+            rows.extend(
+                self.stream(
+                    sentences, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
+                )
+            )
         except BadSentenceError as error:
             error.embeddings = np.concatenate([np.empty((0, self.dimension), np.float32), *rows])
             raise
@@ -203,9 +244,17 @@ class Encoder:
             float32 (k, d), k ≤ chunk, in input order.
         """
         total = len(sentences) if hasattr(sentences, "__len__") else None
-        show = show_progress_bar if show_progress_bar is not None else (total is None or total >= QUIET_BELOW)
+        show = (
+            show_progress_bar
+            if show_progress_bar is not None
+            else (total is None or total >= QUIET_BELOW)
+        )
         source, start = iter(sentences), 0
-        shown = nullcontext(bar) if bar is not None else tqdm(total=total, unit="sentence", disable=not show, desc="encode", leave=False)
+        shown = (
+            nullcontext(bar)
+            if bar is not None
+            else tqdm(total=total, unit="sentence", disable=not show, desc="encode", leave=False)
+        )
         with shown as bar:
             while part := list(islice(source, chunk)):
                 _validate(part, start)
@@ -236,15 +285,28 @@ class Encoder:
 
         Built in notebook 01.
         """
-        layers = tuple(self._layer_index(layer) for layer in (range(self._layers) if layers is None else layers))
+        layers = tuple(
+            self._layer_index(layer)
+            for layer in (range(self._layers) if layers is None else layers)
+        )
         _validate(sentences)
         show = show_progress_bar if show_progress_bar is not None else len(sentences) >= QUIET_BELOW
-        with tqdm(total=len(sentences), unit="sentence", disable=not show, desc="encode", leave=False) as bar:
+        with tqdm(
+            total=len(sentences), unit="sentence", disable=not show, desc="encode", leave=False
+        ) as bar:
             parts = [
-                np.stack(self._encode_chunk(sentences[start : start + CHUNK], start, batch_tokens, bar, layers))
+                np.stack(
+                    self._encode_chunk(
+                        sentences[start : start + CHUNK], start, batch_tokens, bar, layers
+                    )
+                )
                 for start in range(0, len(sentences), CHUNK)
             ]
-        return np.concatenate(parts, axis=1) if parts else np.empty((len(layers), 0, self.dimension), np.float32)
+        return (
+            np.concatenate(parts, axis=1)
+            if parts
+            else np.empty((len(layers), 0, self.dimension), np.float32)
+        )
 
     def _layer_index(self, layer: int) -> int:
         if not -self._layers <= layer < self._layers:
@@ -255,31 +317,46 @@ class Encoder:
         return layer % self._layers
 
     def _encode_chunk(
-        self, sentences: Sequence[str], start: int, batch_tokens: int | None, bar, layers: tuple[int, ...]
+        self,
+        sentences: Sequence[str],
+        start: int,
+        batch_tokens: int | None,
+        bar,
+        layers: tuple[int, ...],
     ) -> list[np.ndarray]:
         """Embed a chunk of checked sentences; one (n, d) array per layer."""
         row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
         order = [row_of[sentence] for sentence in sentences]
         ids = self.tokenize(list(row_of))
         if [] in ids:
-            raise BadSentenceError(start + order.index(ids.index([])), f"the tokenizer of {self.loaded.name} finds no token in it")
+            raise BadSentenceError(
+                start + order.index(ids.index([])),
+                f"the tokenizer of {self.loaded.name} finds no token in it",
+            )
         shared = self._shared_prefix(ids)
-        budget = batch_tokens or (GPU_TOKENS if self.loaded.device.startswith("cuda") else CPU_TOKENS)
+        budget = batch_tokens or (
+            GPU_TOKENS if self.loaded.device.startswith("cuda") else CPU_TOKENS
+        )
         results: list = [None] * len(ids)
         repeats = np.bincount(order)
         tails = [row[shared:] for row in ids]
 
         def run(batch: list[int]) -> list:
-            return batching.halve_on_oom(lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch)
+            return batching.halve_on_oom(
+                lambda rows: self._run([tails[row] for row in rows], prefix, layers), batch
+            )
 
         lengths = [len(row) for row in tails]
-        todo = list(batches(lengths, budget, padded=not self._forward.packs))
-        streams = batching.streams(len(todo)) if self._in_threads else 1
-        if streams > 1:
-            todo = list(batches(lengths, even_budget(lengths, budget, streams), padded=False))
-        with torch.inference_mode(), fast_linear(self._forward.body):  # once for all batches: it looks at every layer
+        todo = list(batches(lengths, budget, padded=not self._forward.supports_packing))
+        num_workers = batching.num_workers(len(todo)) if self._in_threads else 1
+        if num_workers > 1:
+            todo = list(batches(lengths, even_budget(lengths, budget, num_workers), padded=False))
+        with (
+            torch.inference_mode(),
+            fast_linear(self._forward.body),
+        ):  # once for all batches: it looks at every layer
             prefix = self._run_prefix(ids[0][:shared], layers) if shared else None
-            for parts in batching.side_by_side(run, todo, streams):
+            for parts in batching.parallel_map(run, todo, num_workers):
                 for rows, vectors in parts:
                     for position, row in enumerate(rows):
                         results[row] = [vector[position] for vector in vectors]
@@ -293,32 +370,57 @@ class Encoder:
         if self.max_sentence_tokens:
             sentences = [self._cut(sentence, self.max_sentence_tokens) for sentence in sentences]
         ids = token_ids(loaded, [prompt.render(sentence) for sentence in sentences], drop_end)
-        room = min(getattr(self._config, "max_position_embeddings", None) or 10**9, loaded.tokenizer.model_max_length)
+        room = min(
+            getattr(self._config, "max_position_embeddings", None) or 10**9,
+            loaded.tokenizer.model_max_length,
+        )
         for row, tokens in enumerate(ids):
-            keep = len(loaded.tokenizer(sentences[row], add_special_tokens=False, verbose=False)["input_ids"]) if len(tokens) > room else 0
+            keep = (
+                len(
+                    loaded.tokenizer(sentences[row], add_special_tokens=False, verbose=False)[
+                        "input_ids"
+                    ]
+                )
+                if len(tokens) > room
+                else 0
+            )
             while len(ids[row]) > room:
                 keep -= len(ids[row]) - room
                 if keep < 1:
-                    raise ValueError(f"prompt {prompt.name!r} alone fills the {room} positions of {loaded.name}; use fewer demonstrations")
-                ids[row] = token_ids(loaded, [prompt.render(self._cut(sentences[row], keep))], drop_end)[0]
+                    raise ValueError(
+                        f"prompt {prompt.name!r} alone fills the {room} positions of {loaded.name}; use fewer demonstrations"
+                    )
+                ids[row] = token_ids(
+                    loaded, [prompt.render(self._cut(sentences[row], keep))], drop_end
+                )[0]
             if len(tokens) > room and not self._warned:
-                log.warning("a sentence was cut to fit the %d positions of %s (further cuts are not reported)", room, loaded.name)
+                log.warning(
+                    "a sentence was cut to fit the %d positions of %s (further cuts are not reported)",
+                    room,
+                    loaded.name,
+                )
                 self._warned = True
         return ids
 
     def _cut(self, sentence: str, keep: int) -> str:
-        tokens = self.loaded.tokenizer(sentence, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self.loaded.tokenizer(sentence, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         if len(tokens) <= keep:
             return sentence
         # A cut inside a character of several bytes leaves a replacement sign behind.
-        return self.loaded.tokenizer.decode(tokens[:keep], clean_up_tokenization_spaces=False).rstrip("\ufffd")
+        return self.loaded.tokenizer.decode(
+            tokens[:keep], clean_up_tokenization_spaces=False
+        ).rstrip("\ufffd")
 
     def _shared_prefix(self, ids: list[list[int]]) -> int:
         """How many tokens all prompts begin with. Counted on ids: a merge may straddle the seam between prefix and sentence."""
         if not (self._plain_cache and self.prompt.prefix):
             return 0
         # The prefix alone is a bound: a lone sentence shares all of its tokens with itself.
-        alone = token_ids(self.loaded, [self.prompt.prefix], True)[0][: min(len(row) for row in ids) - 1]
+        alone = token_ids(self.loaded, [self.prompt.prefix], True)[0][
+            : min(len(row) for row in ids) - 1
+        ]
         shared = 0
         for column in zip(alone, *ids, strict=False):
             if len(set(column)) > 1:
@@ -345,13 +447,25 @@ class Encoder:
         states = self._forward.states(ids, prefix, layers, ends=self.pooling == "last")
         sums = prefix.sums if prefix else [None] * len(layers)
         past = prefix.length if prefix else 0
-        return [self._pool(one, ids, past, before).cpu().numpy() for one, before in zip(states, sums, strict=True)]
+        return [
+            self._pool(one, ids, past, before).cpu().numpy()
+            for one, before in zip(states, sums, strict=True)
+        ]
 
-    def _pool(self, states: torch.Tensor, ids: list[list[int]], past: int = 0, before: torch.Tensor | None = None) -> torch.Tensor:
+    def _pool(
+        self,
+        states: torch.Tensor,
+        ids: list[list[int]],
+        past: int = 0,
+        before: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Hidden states (all tokens, d), row after row, to float32 vectors (rows, d); the mean also counts the prefix's `past` tokens."""
         lengths = torch.tensor([len(row) for row in ids], device=states.device)
         if self.pooling != "mean":
-            at = torch.tensor(read_at(ids, self.pooling, self.loaded.tokenizer.mask_token_id), device=states.device)
+            at = torch.tensor(
+                pooling_positions(ids, self.pooling, self.loaded.tokenizer.mask_token_id),
+                device=states.device,
+            )
             vectors = states[lengths.cumsum(0) - lengths + at].float()
         else:
             sums = torch.stack([row.float().sum(0) for row in states.split(lengths.tolist())])
@@ -364,8 +478,12 @@ def _validate(sentences: Iterable[str], start: int = 0) -> None:
         if not isinstance(sentence, str):
             raise BadSentenceError(index, f"a string is needed, got {type(sentence).__name__}")
         if not sentence.strip():
-            raise BadSentenceError(index, "it is empty or blank, and has no meaning to embed; drop it or give it a text")
+            raise BadSentenceError(
+                index,
+                "it is empty or blank, and has no meaning to embed; drop it or give it a text",
+            )
         if not sentence.isascii() and any("\ud800" <= char <= "\udfff" for char in sentence):
             raise BadSentenceError(
-                index, "it holds a lone surrogate (broken Unicode); repair it, for example with text.encode('utf-8', 'replace').decode()"
+                index,
+                "it holds a lone surrogate (broken Unicode); repair it, for example with text.encode('utf-8', 'replace').decode()",
             )

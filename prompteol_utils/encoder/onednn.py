@@ -16,13 +16,24 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prompteol_utils.encoder.patching import patched
 
-PACKED_BYTES = 1 << 30  # models whose linear weights are larger are not packed: their copy would cost too much memory
+PACKED_BYTES = (
+    1 << 30
+)  # models whose linear weights are larger are not packed: their copy would cost too much memory
 ROWS = 512  # for how many rows at a time a packed weight is laid out; any number can be multiplied
-_UNARIES = (("swish", ""), ("gelu", "tanh"), ("gelu", "none"), ("relu", ""))  # oneDNN's names of activations
+_UNARIES = (
+    ("swish", ""),
+    ("gelu", "tanh"),
+    ("gelu", "none"),
+    ("relu", ""),
+)  # oneDNN's names of activations
 
 _lock = threading.Lock()
-_packed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (its version and storage, its sample, the packed copy)
-_curves: WeakKeyDictionary = WeakKeyDictionary()  # activation module -> its name in `_UNARIES`, or None
+_packed: WeakIdKeyDictionary = (
+    WeakIdKeyDictionary()
+)  # weight -> (its version and storage, its sample, the packed copy)
+_curves: WeakKeyDictionary = (
+    WeakKeyDictionary()
+)  # activation module -> its name in `_UNARIES`, or None
 
 
 def fast_linear(body: torch.nn.Module):
@@ -41,7 +52,11 @@ def fast_linear(body: torch.nn.Module):
     """
     if not _usable():
         return nullcontext()
-    layers = [module for module in body.modules() if isinstance(module, torch.nn.Linear) and module.weight.device.type == "cpu"]
+    layers = [
+        module
+        for module in body.modules()
+        if isinstance(module, torch.nn.Linear) and module.weight.device.type == "cpu"
+    ]
     plain = [layer for layer in layers if _plain(layer)]
     pack, forwards = sum(layer.weight.nbytes for layer in plain) <= PACKED_BYTES, []
     for layer in plain:
@@ -49,8 +64,17 @@ def fast_linear(body: torch.nn.Module):
         forwards.append((layer, partial(_forward, pack=pack)))
     forwards += [(layer, _forward_4bit) for layer in layers if hasattr(layer.weight, "quant_state")]
     if plain and not torch.is_grad_enabled():
-        forwards += [(block, partial(_forward_gated, pack=pack, unary=unary)) for block in body.modules() if (unary := _gate(block))]
-    return patched({("forward", id(module)): partial(_replace, module, forward) for module, forward in forwards})
+        forwards += [
+            (block, partial(_forward_gated, pack=pack, unary=unary))
+            for block in body.modules()
+            if (unary := _gate(block))
+        ]
+    return patched(
+        {
+            ("forward", id(module)): partial(_replace, module, forward)
+            for module, forward in forwards
+        }
+    )
 
 
 def sample(weight: torch.Tensor) -> float:
@@ -74,7 +98,9 @@ def _suits(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _product(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
@@ -103,18 +129,30 @@ def _forward(layer: torch.nn.Linear, input: torch.Tensor, pack: bool) -> torch.T
     weight, bias = layer.weight, layer.bias
     if not _suits(input):
         return torch.nn.functional.linear(input, weight, bias)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)):
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)
+    ):
         return _Linear.apply(input, weight, bias)
     return _product(input, _ready(weight, pack), bias)
 
 
-def _forward_gated(block: torch.nn.Module, *inputs, pack: bool, unary: tuple[str, str], **options) -> torch.Tensor:
+def _forward_gated(
+    block: torch.nn.Module, *inputs, pack: bool, unary: tuple[str, str], **options
+) -> torch.Tensor:
     layers = block.gate_proj, block.up_proj, block.down_proj
-    if torch.is_grad_enabled() or options or len(inputs) != 1 or not _suits(inputs[0]) or _watched(*layers, block.act_fn):
+    if (
+        torch.is_grad_enabled()
+        or options
+        or len(inputs) != 1
+        or not _suits(inputs[0])
+        or _watched(*layers, block.act_fn)
+    ):
         return type(block).forward(block, *inputs, **options)
     gate, up, down = ((_ready(layer.weight, pack), layer.bias) for layer in layers)
     opened = torch.ops.mkldnn._linear_pointwise(inputs[0], *gate, unary[0], [], unary[1])
-    return _product(_product(inputs[0], *up).mul_(opened), *down)  # multiplying within the product is slower (benchmarks/README.md)
+    return _product(
+        _product(inputs[0], *up).mul_(opened), *down
+    )  # multiplying within the product is slower (benchmarks/README.md)
 
 
 def _watched(*modules: torch.nn.Module) -> bool:
@@ -124,7 +162,11 @@ def _watched(*modules: torch.nn.Module) -> bool:
         return True
     for module in modules:
         own = vars(module).get("forward")
-        if module._forward_hooks or module._forward_pre_hooks or not (own is None or isinstance(own, _Ours)):
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or not (own is None or isinstance(own, _Ours))
+        ):
             return True
     return False
 
@@ -133,7 +175,9 @@ def _gate(block: torch.nn.Module) -> tuple[str, str] | None:
     """oneDNN's name for the activation of a gated feed-forward block, or None where a module is no such block."""
     layers = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     act = getattr(block, "act_fn", None)
-    if not isinstance(act, torch.nn.Module) or not all(isinstance(layer, torch.nn.Linear) and _plain(layer) for layer in layers):
+    if not isinstance(act, torch.nn.Module) or not all(
+        isinstance(layer, torch.nn.Linear) and _plain(layer) for layer in layers
+    ):
         return None
     if not _is_gated(type(block).forward):
         return None
@@ -156,7 +200,9 @@ class _Term:
 def _is_gated(forward: Callable) -> bool:
     """Whether a class's forward is the formula above and nothing else: no clamp, no dropout, no look at a configuration."""
     names = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    parts = SimpleNamespace(**{name: (lambda term, name=name: _Term(f"{name}({term.text})")) for name in names})
+    parts = SimpleNamespace(
+        **{name: (lambda term, name=name: _Term(f"{name}({term.text})")) for name in names}
+    )
     try:
         said = forward(parts, _Term("x")).text
     except Exception:  # whatever else it does, a term cannot
@@ -218,7 +264,14 @@ class _Linear4bit(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
-        return _product(gradient, _dequantized(ctx.packed, ctx.state).t()) if ctx.needs_input_grad[0] else None, None, None, bias
+        return (
+            _product(gradient, _dequantized(ctx.packed, ctx.state).t())
+            if ctx.needs_input_grad[0]
+            else None,
+            None,
+            None,
+            bias,
+        )
 
 
 def _dequantized(packed: torch.Tensor, state) -> torch.Tensor:
@@ -229,7 +282,11 @@ def _dequantized(packed: torch.Tensor, state) -> torch.Tensor:
 
 def _forward_4bit(layer, rows: torch.Tensor) -> torch.Tensor:
     state, bias = layer.weight.quant_state, layer.bias
-    ready = state is not None and not getattr(state, "packing_format_for_cpu", False) and layer.compute_dtype in (None, torch.float32)
+    ready = (
+        state is not None
+        and not getattr(state, "packing_format_for_cpu", False)
+        and layer.compute_dtype in (None, torch.float32)
+    )
     if ready and _suits(rows) and rows.numel() and (bias is None or _suits(bias)):
         return _Linear4bit.apply(rows, layer.weight.detach(), state, bias)
     return type(layer).forward(layer, rows)

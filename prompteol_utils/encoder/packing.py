@@ -19,8 +19,22 @@ from prompteol_utils.encoder.patching import patched
 
 NAME = "prompteol_packed"  # under which transformers knows the attention below
 # What models hand to their attention besides queries, keys, values and mask, and what has no say in it (a window is in the mask).
-_HARMLESS = {"sliding_window", "position_ids", "position_embeddings", "is_causal", "use_cache", "cache_position", "cu_seq_lens_q"}
-_HARMLESS |= {"output_attentions", "output_hidden_states", "return_dict", "head_mask", "layer_head_mask"}
+_HARMLESS = {
+    "sliding_window",
+    "position_ids",
+    "position_embeddings",
+    "is_causal",
+    "use_cache",
+    "cache_position",
+    "cu_seq_lens_q",
+}
+_HARMLESS |= {
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "head_mask",
+    "layer_head_mask",
+}
 
 
 class _Here(threading.local):
@@ -28,7 +42,9 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_before: dict[int, str] = {}  # id of a configuration -> the attention that it names when no batch runs
+_before: dict[
+    int, str
+] = {}  # id of a configuration -> the attention that it names when no batch runs
 
 
 class CannotPackError(RuntimeError):
@@ -59,7 +75,9 @@ class _Batch:
     `ends` is set, and `held` are the keys and values of all tokens. `biases`: what `_bias` worked out, with the mask it came from.
     """
 
-    def __init__(self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None, ends: bool = False):
+    def __init__(
+        self, lengths: Sequence[int], prefix: Prefix | None, record: dict | None, ends: bool = False
+    ):
         self.runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self.prefix, self.record, self.past = prefix, record, prefix.length if prefix else 0
         self.count, self.ends_at = sum(lengths), _ends(lengths) if ends else None
@@ -73,7 +91,11 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 @contextmanager
 def _running(body: torch.nn.Module, batch: _Batch) -> Iterator[None]:
     """Put the packed attention in place of the model's own for this batch, and take it out again."""
-    configs = [config for module in body.modules() if (config := getattr(module, "config", None)) is not None]
+    configs = [
+        config
+        for module in body.modules()
+        if (config := getattr(module, "config", None)) is not None
+    ]
     changes: dict = {("attention", id(config)): partial(_lend, config) for config in configs}
     if batch.ends_at is not None:
         layer = _last_layer(body)
@@ -115,7 +137,14 @@ def _own(functions, config) -> Callable:
 
 def _last_layer(body: torch.nn.Module) -> torch.nn.Module:
     depth = body.config.get_text_config().num_hidden_layers
-    stack = next((module for module in body.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == depth), None)
+    stack = next(
+        (
+            module
+            for module in body.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+        ),
+        None,
+    )
     if stack is None:
         raise CannotPackError(f"{type(body).__name__} has no list of its {depth} layers")
     return stack[-1]
@@ -153,7 +182,10 @@ def _hook(layer: torch.nn.Module) -> Callable:
         full[:, batch.ends_at.to(state.device)] = state
         return (full, *rest) if isinstance(out, tuple) else full
 
-    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True), layer.register_forward_hook(leave)]
+    hooks = [
+        layer.register_forward_pre_hook(enter, with_kwargs=True),
+        layer.register_forward_hook(leave),
+    ]
     return lambda: [hook.remove() for hook in hooks]
 
 
@@ -184,18 +216,25 @@ def run(
     lengths = [len(row) for row in rows]
     batch = _Batch(lengths, prefix, record, ends)
     tokens = torch.tensor([[token for row in rows for token in row]], device=body.device)
-    positions = torch.cat([torch.arange(batch.past, batch.past + length) for length in lengths])[None].to(body.device)
+    positions = torch.cat([torch.arange(batch.past, batch.past + length) for length in lengths])[
+        None
+    ].to(body.device)
     last = body.config.get_text_config().num_hidden_layers
     with _running(body, batch):
         out = body(
             input_ids=tokens,
             position_ids=positions,
-            attention_mask=torch.ones_like(tokens),  # without one, some models would work out the packing themselves, as a dense mask
+            attention_mask=torch.ones_like(
+                tokens
+            ),  # without one, some models would work out the packing themselves, as a dense mask
             use_cache=False,
             output_hidden_states=any(layer != last for layer in layers),
             return_dict=True,
         )
-    return [(out.last_hidden_state if layer == last else out.hidden_states[layer])[0] for layer in layers]
+    return [
+        (out.last_hidden_state if layer == last else out.hidden_states[layer])[0]
+        for layer in layers
+    ]
 
 
 def run_prefix(body: torch.nn.Module, ids: Sequence[int], layers: Sequence[int]) -> Prefix:
@@ -217,7 +256,9 @@ def _mask(*, mask_function, device, **options) -> torch.Tensor:
     if batch is None:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as functions
 
-        return _own(functions, options["config"])(mask_function=mask_function, device=device, **options)
+        return _own(functions, options["config"])(
+            mask_function=mask_function, device=device, **options
+        )
     longest = max(length for length, _ in batch.runs)
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     queries = torch.arange(batch.past, batch.past + longest, device=device)[None, None, :, None]
@@ -232,8 +273,12 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
 
         own = _own(functions, module.config)
-        return own(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
-    if unknown := {name for name, option in options.items() if option is not None and name not in _HARMLESS}:
+        return own(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    if unknown := {
+        name for name, option in options.items() if option is not None and name not in _HARMLESS
+    }:
         raise CannotPackError(f"attention with {', '.join(sorted(unknown))}")
     if batch.record is not None:
         batch.record[module] = (key.contiguous(), value.contiguous())
@@ -243,27 +288,43 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
             raise _KeysReady
         key, value = batch.held
     past = batch.prefix.pairs[module] if batch.prefix else ()
-    shared = query.shape[1] // key.shape[1]  # so many query heads read one key head: they stand as further queries, the keys once
+    shared = (
+        query.shape[1] // key.shape[1]
+    )  # so many query heads read one key head: they stand as further queries, the keys once
     parts, asked, start = [], 0, 0
     for length, count in batch.runs:
         asks = 1 if batch.ends else length  # queries of a row
-        k, v = (states[0, :, start : start + length * count].unflatten(1, (count, length)) for states in (key, value))
+        k, v = (
+            states[0, :, start : start + length * count].unflatten(1, (count, length))
+            for states in (key, value)
+        )
         q = query[0, :, asked : asked + asks * count].unflatten(1, (count, asks))
         q = q.unflatten(0, (-1, shared)).permute(2, 0, 1, 3, 4).flatten(2, 3)
         k, v = _expand(past, k.transpose(0, 1), v.transpose(0, 1))
         bias = _bias(batch, attention_mask, length, asks, shared, q.dtype)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scaling)
-        parts.append(out.unflatten(2, (shared, asks)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
+        parts.append(
+            out.unflatten(2, (shared, asks)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+        )
         asked, start = asked + asks * count, start + length * count
     return torch.cat(parts)[None], None
 
 
-def _bias(batch: _Batch, mask: torch.Tensor, length: int, asks: int, shared: int, dtype: torch.dtype) -> torch.Tensor:
+def _bias(
+    batch: _Batch, mask: torch.Tensor, length: int, asks: int, shared: int, dtype: torch.dtype
+) -> torch.Tensor:
     """The mask's part for a run, as torch's kernel adds it to the scores (shared * asks, past + length): once a batch, not once a layer."""
     key = (id(mask), length, asks, shared)
     if key not in batch.biases:
         seen = mask[0, 0, length - asks : length, : batch.past + length].repeat(shared, 1)
-        batch.biases[key] = mask, torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        batch.biases[key] = (
+            mask,
+            torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+                ~seen, float("-inf")
+            ),
+        )
     return batch.biases[key][1]
 
 
@@ -272,4 +333,7 @@ def _expand(past, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tenso
     if not past:
         return keys, values
     rows = len(keys)
-    return tuple(torch.cat([old.expand(rows, -1, -1, -1), new], dim=2) for old, new in zip(past, (keys, values), strict=True))
+    return tuple(
+        torch.cat([old.expand(rows, -1, -1, -1), new], dim=2)
+        for old, new in zip(past, (keys, values), strict=True)
+    )

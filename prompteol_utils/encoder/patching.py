@@ -5,7 +5,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 _lock = threading.Lock()
-_users: dict[Hashable, tuple[int, Callable[[], None]]] = {}  # what is changed -> how many need it so, and how to change it back
+_users: dict[
+    Hashable, tuple[int, Callable[[], None]]
+] = {}  # what is changed -> how many need it so, and how to change it back
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from prompteol_utils._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "geometry": ["geometry", "anisotropy", "alignment", "uniformity"],
-        "probes": ["Problem", "Fits", "fit_senteval", "fit_lbfgs"],
+        "geometry": ["embedding_geometry", "anisotropy", "alignment", "uniformity"],
+        "probes": ["ProbeTask", "LinearProbes", "fit_senteval", "fit_lbfgs"],
         "sts": [
             "evaluate_sts",
             "embed_pairs",
@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = attach(
             "features",
             "score",
             "classify",
-            "few_labels",
+            "learning_curve",
             "summarise",
             "spread",
             "reported_split",

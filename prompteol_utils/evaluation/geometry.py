@@ -6,7 +6,7 @@ from prompteol_utils.data.sts import Pairs
 from prompteol_utils.evaluation.sts import Encode, _unit, embed_pairs
 
 
-def geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> dict[str, float]:
+def embedding_geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> dict[str, float]:
     """Anisotropy, alignment and uniformity of a task's embeddings.
 
     Args:
@@ -24,11 +24,17 @@ def geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> dict[str, f
     """
     same = pairs.gold >= positive
     if not same.any():
-        raise ValueError(f"{pairs.name}: no pair is graded {positive:g} or more, so alignment has nothing to measure")
+        raise ValueError(
+            f"{pairs.name}: no pair is graded {positive:g} or more, so alignment has nothing to measure"
+        )
     (left,), (right,) = embed_pairs(encode, [pairs])
     first = {sentence: i for i, sentence in reversed(list(enumerate(pairs.left + pairs.right)))}
     cloud = np.concatenate([left, right])[sorted(first.values())]
-    return {"anisotropy": anisotropy(cloud), "alignment": alignment(left[same], right[same]), "uniformity": uniformity(cloud)}
+    return {
+        "anisotropy": anisotropy(cloud),
+        "alignment": alignment(left[same], right[same]),
+        "uniformity": uniformity(cloud),
+    }
 
 
 def anisotropy(x: np.ndarray) -> float:
@@ -75,7 +81,9 @@ def uniformity(x: np.ndarray) -> float:
     for start in range(0, n, 1024):  # n x n at once would be gigabytes on a whole task
         block = u[start : start + 1024]
         kernel = np.exp(4 * (block @ u.T) - 4)  # ‖u − v‖² = 2 − 2 u·v
-        total += kernel.sum() - kernel[np.arange(len(block)), np.arange(start, start + len(block))].sum()
+        total += (
+            kernel.sum() - kernel[np.arange(len(block)), np.arange(start, start + len(block))].sum()
+        )
     return float(np.log(total / (n * (n - 1))))
 
 

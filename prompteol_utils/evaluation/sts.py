@@ -41,10 +41,14 @@ def evaluate_sts(encode: Encode, pairs: Pairs | Sequence[Pairs]) -> pd.DataFrame
         score = spearman(similarity, task.gold, task.name)
         mean = spearman_by_subset(similarity, task)["spearman"].mean(skipna=False)
         rows.append((task.name, score, mean, len(task), task.origin, task.text_form))
-    return pd.DataFrame(rows, columns=["task", "spearman", "spearman_subset_mean", "n", "origin", "text_form"])
+    return pd.DataFrame(
+        rows, columns=["task", "spearman", "spearman_subset_mean", "n", "origin", "text_form"]
+    )
 
 
-def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def embed_pairs(
+    encode: Encode, tasks: Sequence[Pairs]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Embed both sides of several tasks, each distinct sentence once.
 
     Args:
@@ -59,17 +63,28 @@ def embed_pairs(encode: Encode, tasks: Sequence[Pairs]) -> tuple[list[np.ndarray
     """
     if not tasks or not all(len(task) for task in tasks):
         raise ValueError("no pairs to score")
-    index = {sentence: i for i, sentence in enumerate(dict.fromkeys(s for task in tasks for s in task.sentences))}
+    index = {
+        sentence: i
+        for i, sentence in enumerate(dict.fromkeys(s for task in tasks for s in task.sentences))
+    }
     vectors = embed(encode, list(index))
     finite = np.isfinite(vectors).all(axis=1)
     varied = (vectors != vectors[:, :1]).any(axis=1)
     for task in tasks:
         for side in ("left", "right"):
             rows = [index[sentence] for sentence in getattr(task, side)]
-            for ok, what in ((finite, "holds NaN or infinity"), (varied, "is constant: all its numbers are the same")):
+            for ok, what in (
+                (finite, "holds NaN or infinity"),
+                (varied, "is constant: all its numbers are the same"),
+            ):
                 if not ok[rows].all():
-                    raise ValueError(f"{task.name}: the embedding of {side} sentence {int(np.argmin(ok[rows]))} {what}")
-    return tuple([vectors[[index[s] for s in getattr(task, side)]] for task in tasks] for side in ("left", "right"))
+                    raise ValueError(
+                        f"{task.name}: the embedding of {side} sentence {int(np.argmin(ok[rows]))} {what}"
+                    )
+    return tuple(
+        [vectors[[index[s] for s in getattr(task, side)]] for task in tasks]
+        for side in ("left", "right")
+    )
 
 
 def embed(encode: Encode, sentences: Sequence[str]) -> np.ndarray:
@@ -87,7 +102,9 @@ def embed(encode: Encode, sentences: Sequence[str]) -> np.ndarray:
         ValueError: The array has another shape.
     """
     if not callable(encode):
-        raise TypeError(f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode")
+        raise TypeError(
+            f"encode must be a function from sentences to an array, got {type(encode).__name__}; pass encoder.encode"
+        )
     vectors = np.asarray(encode(list(sentences)))
     if vectors.ndim != 2 or len(vectors) != len(sentences) or vectors.shape[1] < 1:
         raise ValueError(
@@ -123,14 +140,20 @@ def spearman(similarity: np.ndarray, gold: np.ndarray, name: str = "these pairs"
     if len(gold) < 2:
         raise ValueError(f"{name}: a rank correlation needs at least two pairs, got {len(gold)}")
     if np.ptp(gold) == 0:
-        raise ValueError(f"{name}: all {len(gold)} grades are {gold[0]:g}, so there is nothing to rank; take more pairs")
+        raise ValueError(
+            f"{name}: all {len(gold)} grades are {gold[0]:g}, so there is nothing to rank; take more pairs"
+        )
     similarity = _tied(similarity)
     if np.ptp(similarity) == 0:
-        raise ValueError(f"{name}: all {len(gold)} similarities are {similarity[0]:.4f}; does the embedding depend on the sentence?")
+        raise ValueError(
+            f"{name}: all {len(gold)} similarities are {similarity[0]:.4f}; does the embedding depend on the sentence?"
+        )
     return 100 * float(spearmanr(similarity, gold).statistic)
 
 
-def spearman_rows(similarities: np.ndarray, gold: np.ndarray, name: str = "these pairs") -> np.ndarray:
+def spearman_rows(
+    similarities: np.ndarray, gold: np.ndarray, name: str = "these pairs"
+) -> np.ndarray:
     """Spearman's rank correlation x 100 of every row with the same grades: `spearman` for thousands of rows at once.
 
     Args:
@@ -189,10 +212,17 @@ def rank_errors_by_kind(similarity: np.ndarray, pairs: Pairs) -> pd.DataFrame:
     Built in notebook 01.
     """
     if not pairs.kind:
-        raise ValueError(f"{pairs.name} ({pairs.origin}) does not say of what kind its pairs are; load_mini_sts does")
+        raise ValueError(
+            f"{pairs.name} ({pairs.origin}) does not say of what kind its pairs are; load_mini_sts does"
+        )
     difference = 100 * (rankdata(_tied(similarity)) - rankdata(pairs.gold)) / len(pairs)
-    rows = [(kind, difference[at].mean(), np.abs(difference[at]).mean(), len(at)) for kind, at in _groups(pairs.kind)]
-    return pd.DataFrame(rows, columns=["kind", "shift", "error", "n"]).sort_values("shift", ascending=False, ignore_index=True)
+    rows = [
+        (kind, difference[at].mean(), np.abs(difference[at]).mean(), len(at))
+        for kind, at in _groups(pairs.kind)
+    ]
+    return pd.DataFrame(rows, columns=["kind", "shift", "error", "n"]).sort_values(
+        "shift", ascending=False, ignore_index=True
+    )
 
 
 def _tied(similarity: np.ndarray) -> np.ndarray:

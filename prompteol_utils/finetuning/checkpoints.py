@@ -11,7 +11,7 @@ from prompteol_utils.utils import files
 _RUN, _CHECKPOINT, _BATCH = "run.json", "checkpoint.pt", "bad_batch.json"
 
 
-def claim(out: str | os.PathLike, run: dict) -> Path:
+def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
     """Take a folder for a run, or find it taken by the same run.
 
     Args:
@@ -29,11 +29,17 @@ def claim(out: str | os.PathLike, run: dict) -> Path:
         before = json.loads((out / _RUN).read_text(encoding="utf-8"))
         names = [name for name in before | run if before.get(name) != run.get(name)]
         if names:
-            changed = "; ".join(f"{name} was {before.get(name)!r:.80}, now {run.get(name)!r:.80}" for name in names)
-            raise ValueError(f"{str(out)!r} holds another run ({changed}). Choose another folder, or delete this one")
+            changed = "; ".join(
+                f"{name} was {before.get(name)!r:.80}, now {run.get(name)!r:.80}" for name in names
+            )
+            raise ValueError(
+                f"{str(out)!r} holds another run ({changed}). Choose another folder, or delete this one"
+            )
         return out
     if out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
-        raise ValueError(f"{str(out)!r} holds files that are no training run; choose another folder")
+        raise ValueError(
+            f"{str(out)!r} holds files that are no training run; choose another folder"
+        )
     with files.atomic_file(out / _RUN, "w") as file:
         json.dump(run, file, indent=1, ensure_ascii=False)
     return out

@@ -61,16 +61,34 @@ class FinetuneConfig:
             if value is None and optional:
                 continue
             low, whole = least.get(field.name, 1), "float" not in str(field.type)
-            fine = isinstance(value, int | (int if whole else float)) and not isinstance(value, bool)
-            if not fine or not math.isfinite(value) or (value < low if whole or field.name in least else value <= 0):
-                bound = f"a whole number from {low}" if whole else ("a number from 0" if field.name in least else "a number above 0")
-                raise ValueError(f"{field.name} is {bound}{' or None' if optional else ''}, got {value!r}")
+            fine = isinstance(value, int | (int if whole else float)) and not isinstance(
+                value, bool
+            )
+            if (
+                not fine
+                or not math.isfinite(value)
+                or (value < low if whole or field.name in least else value <= 0)
+            ):
+                bound = (
+                    f"a whole number from {low}"
+                    if whole
+                    else ("a number from 0" if field.name in least else "a number above 0")
+                )
+                raise ValueError(
+                    f"{field.name} is {bound}{' or None' if optional else ''}, got {value!r}"
+                )
         if self.dropout >= 1:
             raise ValueError(f"dropout is below 1, got {self.dropout!r}")
 
     def settings(self) -> dict:
         """The values by which a run is known; `layers` only where it is set, so that runs from before there was this field are found."""
-        return {name: value for name, value in asdict(self).items() if name != "layers" or value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "layers" or value is not None
+        }
 
 
-CPU = FinetuneConfig(batch_size=16, max_steps=150, warmup_steps=15, save_every=25, evaluate_every=25)
+CPU = FinetuneConfig(
+    batch_size=16, max_steps=150, warmup_steps=15, save_every=25, evaluate_every=25
+)

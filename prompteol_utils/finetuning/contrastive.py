@@ -18,7 +18,10 @@ from prompteol_utils.encoder.batching import batches
 
 
 def contrastive_loss(
-    anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor | None = None, temperature: float = 0.05
+    anchor: torch.Tensor,
+    positive: torch.Tensor,
+    negative: torch.Tensor | None = None,
+    temperature: float = 0.05,
 ) -> torch.Tensor:
     """InfoNCE with in-batch and hard negatives: −log of the positive's share among all positives and negatives of the batch.
 
@@ -38,10 +41,14 @@ def contrastive_loss(
     """
     candidates = positive if negative is None else torch.cat([positive, negative])
     if len(candidates) < 2:
-        raise ValueError("a batch of one pair has nothing to tell its positive from; use a batch of at least 2, or hard negatives")
+        raise ValueError(
+            "a batch of one pair has nothing to tell its positive from; use a batch of at least 2, or hard negatives"
+        )
     unit = torch.nn.functional.normalize
     similarity = unit(anchor, dim=-1) @ unit(candidates, dim=-1).T / temperature
-    return torch.nn.functional.cross_entropy(similarity, torch.arange(len(anchor), device=anchor.device))
+    return torch.nn.functional.cross_entropy(
+        similarity, torch.arange(len(anchor), device=anchor.device)
+    )
 
 
 def triplet_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -57,7 +64,9 @@ def triplet_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
         which divides the learning rate by the number of processes.)
     """
     width = vectors.shape[-1]
-    parts = gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)  # (role, process, b, d)
+    parts = (
+        gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)
+    )  # (role, process, b, d)
     anchor, positive, negative = parts.reshape(3, -1, width)
     return contrastive_loss(anchor, positive, negative, temperature)
 
@@ -78,7 +87,9 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         return
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
     dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(
+        parameters, flat.split([p.numel() for p in parameters]), strict=True
+    ):
         parameter.grad.copy_(part.view_as(parameter))
 
 
@@ -125,7 +136,9 @@ def cached_backward(
     states, parts = [], []
     for number, chunk in enumerate(chunks):
         states.append(_random_state())
-        with torch.set_grad_enabled(number == 0):  # the first chunk, the largest, keeps its graph and is not run again
+        with torch.set_grad_enabled(
+            number == 0
+        ):  # the first chunk, the largest, keeps its graph and is not run again
             parts.append(embed([unique[row] for row in chunk]))
     order = torch.tensor([row for chunk in chunks for row in chunk])
     vectors = torch.cat([part.detach() for part in parts])[order.argsort()].requires_grad_()
@@ -143,7 +156,10 @@ def cached_backward(
 
 
 def _random_state() -> tuple:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return (
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
 
 
 def _set_random_state(state: tuple) -> None:

@@ -33,7 +33,11 @@ class TrainingDiverged(RuntimeError):
 
 
 def finetune(
-    encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneConfig, out: str | os.PathLike, dev: Pairs | None = None
+    encoder: Encoder,
+    triplets: Sequence[Triplet],
+    config: FinetuneConfig,
+    out: str | os.PathLike,
+    dev: Pairs | None = None,
 ) -> pd.DataFrame:
     """Train a LoRA adapter so that sentences of the same meaning get near vectors; a run that was killed goes on where it was.
 
@@ -59,21 +63,27 @@ def finetune(
     """
     rows = _checked(triplets, config)
     if encoder.loaded.adapter is not None:
-        raise ValueError(f"the encoder carries the adapter {encoder.loaded.adapter} already; load its base model without one")
+        raise ValueError(
+            f"the encoder carries the adapter {encoder.loaded.adapter} already; load its base model without one"
+        )
     depth = encoder.loaded.model.config.get_text_config().num_hidden_layers
     if config.layers is not None and config.layers > depth:
-        raise ValueError(f"layers={config.layers}, and {encoder.loaded.name} has {depth}; None takes all of them")
+        raise ValueError(
+            f"layers={config.layers}, and {encoder.loaded.name} has {depth}; None takes all of them"
+        )
     _join_processes(encoder.loaded.device)
     out = Path(out)
     with _alone(out):
         run = _identity(encoder, rows, config, dev)
         if encoder.loaded.device == "cpu":
-            devices.keep_freed_memory()
+            devices.disable_malloc_trim()
         with torch.random.fork_rng(), _lora(encoder, config) as tuned:
             return _Run(tuned, rows, config, _claimed(out, run), dev).train()
 
 
-def run_folder(encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneConfig, dev: Pairs | None = None) -> Path:
+def run_folder(
+    encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneConfig, dev: Pairs | None = None
+) -> Path:
     """A folder in the cache for exactly this run: the same arguments find it again, any other get another one.
 
     Built in notebook 04.
@@ -83,10 +93,19 @@ def run_folder(encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneCo
     return files.cache_folder() / "runs" / f"{name}-{_digest([run])}"
 
 
-def _identity(encoder: Encoder, rows: list[Triplet], config: FinetuneConfig, dev: Pairs | None) -> dict:
+def _identity(
+    encoder: Encoder, rows: list[Triplet], config: FinetuneConfig, dev: Pairs | None
+) -> dict:
     """All that decides the numbers of a run."""
-    pairs = None if dev is None else _digest(zip(dev.left, dev.right, dev.gold.tolist(), strict=True))
-    run = {**config.settings(), "encoder": encoder.key, "triplets": _digest(map(astuple, rows)), "dev": pairs}
+    pairs = (
+        None if dev is None else _digest(zip(dev.left, dev.right, dev.gold.tolist(), strict=True))
+    )
+    run = {
+        **config.settings(),
+        "encoder": encoder.key,
+        "triplets": _digest(map(astuple, rows)),
+        "dev": pairs,
+    }
     run.pop("chunk_tokens")  # does not change what is computed
     return run
 
@@ -94,7 +113,9 @@ def _identity(encoder: Encoder, rows: list[Triplet], config: FinetuneConfig, dev
 class _Run:
     """One training: what changes from step to step, and how it is kept."""
 
-    def __init__(self, tuned: Encoder, rows: list[Triplet], config: FinetuneConfig, out, dev: Pairs | None):
+    def __init__(
+        self, tuned: Encoder, rows: list[Triplet], config: FinetuneConfig, out, dev: Pairs | None
+    ):
         from transformers import get_linear_schedule_with_warmup
 
         self.tuned, self.rows, self.config, self.out, self.dev = tuned, rows, config, out, dev
@@ -108,13 +129,21 @@ class _Run:
             max_sentence_tokens=config.max_sentence_tokens,
             prefix_cache=False,
         )
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.parameters = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad
+        ]
         self.deduplicate = not _has_dropout(self.model)
-        self.chunk = config.chunk_tokens or (GPU_CHUNK if tuned.loaded.device.startswith("cuda") else CPU_CHUNK)
+        self.chunk = config.chunk_tokens or (
+            GPU_CHUNK if tuned.loaded.device.startswith("cuda") else CPU_CHUNK
+        )
         self.per_epoch = len(rows) // config.batch_size
         self.steps = config.max_steps or config.epochs * self.per_epoch
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.schedule = get_linear_schedule_with_warmup(self.optimizer, config.warmup_steps, self.steps)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer, config.warmup_steps, self.steps
+        )
         self.step, self.history, self.best, self.stopped = 0, [], None, False
 
     def train(self) -> pd.DataFrame:
@@ -132,26 +161,46 @@ class _Run:
                 if last or self.stopped or self.step % self.config.save_every == 0:
                     self._save()
                 bar.update()
-                bar.set_postfix({name: f"{self.history[-1][name]:.3g}" for name in ("loss", "dev") if name in self.history[-1]})
+                bar.set_postfix(
+                    {
+                        name: f"{self.history[-1][name]:.3g}"
+                        for name in ("loss", "dev")
+                        if name in self.history[-1]
+                    }
+                )
         return self._finish()
 
     def _train_step(self) -> dict:
         config, world = self.config, contrastive.processes()
         batch = [self.rows[i] for i in self._positions()]
         mine = batch[contrastive.rank() :: world]
-        sentences = [getattr(triplet, part) for part in ("anchor", "positive", "negative") for triplet in mine]
+        sentences = [
+            getattr(triplet, part)
+            for part in ("anchor", "positive", "negative")
+            for triplet in mine
+        ]
         rate = self.schedule.get_last_lr()[0]
         with devices.Timer(self.model.device) as timer:
             # The random state of a step is a function of its number, so a checkpoint needs no more than that.
-            torch.manual_seed(int(np.random.SeedSequence([config.seed, self.step, contrastive.rank()]).generate_state(1)[0]))
+            torch.manual_seed(
+                int(
+                    np.random.SeedSequence(
+                        [config.seed, self.step, contrastive.rank()]
+                    ).generate_state(1)[0]
+                )
+            )
             self.model.train()
             ids = self.reader.tokenize(sentences)
             loss_of = partial(contrastive.triplet_loss, temperature=config.temperature)
-            loss = contrastive.cached_backward(self.reader.vectors, ids, loss_of, self.chunk, self.deduplicate).item()
+            loss = contrastive.cached_backward(
+                self.reader.vectors, ids, loss_of, self.chunk, self.deduplicate
+            ).item()
             norm = math.nan
             if math.isfinite(loss):
                 contrastive.sum_gradients(self.parameters)
-                norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_gradient_norm).item()
+                norm = torch.nn.utils.clip_grad_norm_(
+                    self.parameters, config.max_gradient_norm
+                ).item()
             if not math.isfinite(norm):
                 self._diverged(loss, norm, rate, batch)
             self.optimizer.step()
@@ -176,16 +225,28 @@ class _Run:
             self.model.eval()
             tuned = self.tuned  # a new encoder each time: it keeps keys and values of the prefix, which training changes
             fresh = Encoder(
-                tuned.loaded, tuned.prompt, pooling=tuned.pooling, layer=tuned.layer, max_sentence_tokens=tuned.max_sentence_tokens
+                tuned.loaded,
+                tuned.prompt,
+                pooling=tuned.pooling,
+                layer=tuned.layer,
+                max_sentence_tokens=tuned.max_sentence_tokens,
             )
-            score = [float(sts.evaluate_sts(partial(fresh.encode, show_progress_bar=False), self.dev)["spearman"][0])]
+            score = [
+                float(
+                    sts.evaluate_sts(partial(fresh.encode, show_progress_bar=False), self.dev)[
+                        "spearman"
+                    ][0]
+                )
+            ]
         if contrastive.processes() > 1:
             dist.broadcast_object_list(score)
         if self.best is None or score[0] > self.best["dev"]:
             self.best = {"dev": score[0], "step": self.step, "adapter": self._adapter(), "since": 0}
         else:
             self.best["since"] += 1
-            self.stopped = self.config.patience is not None and self.best["since"] >= self.config.patience
+            self.stopped = (
+                self.config.patience is not None and self.best["since"] >= self.config.patience
+            )
         return {"dev": score[0]}
 
     def _adapter(self) -> dict[str, torch.Tensor]:
@@ -197,8 +258,18 @@ class _Run:
     def _save(self) -> None:
         if contrastive.rank() > 0:
             return
-        state = {"step": self.step, "history": self.history, "best": self.best, "stopped": self.stopped, "adapter": self._adapter()}
-        checkpoints.save(self.out, state | {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()})
+        state = {
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "stopped": self.stopped,
+            "adapter": self._adapter(),
+        }
+        checkpoints.save(
+            self.out,
+            state
+            | {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()},
+        )
 
     def _restore(self, state: dict) -> None:
         from peft import set_peft_model_state_dict
@@ -206,13 +277,22 @@ class _Run:
         set_peft_model_state_dict(self.model, state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.step, self.history, self.best, self.stopped = (state[name] for name in ("step", "history", "best", "stopped"))
+        self.step, self.history, self.best, self.stopped = (
+            state[name] for name in ("step", "history", "best", "stopped")
+        )
 
     def _diverged(self, loss: float, norm: float, rate: float, batch: list[Triplet]) -> None:
-        kept = {"step": self.step + 1, "loss": str(loss), "gradient_norm": str(norm), "learning_rate": rate}
+        kept = {
+            "step": self.step + 1,
+            "loss": str(loss),
+            "gradient_norm": str(norm),
+            "learning_rate": rate,
+        }
         where = self.out
         if contrastive.rank() == 0:
-            where = checkpoints.save_batch(self.out, kept | {"triplets": [asdict(triplet) for triplet in batch]})
+            where = checkpoints.save_batch(
+                self.out, kept | {"triplets": [asdict(triplet) for triplet in batch]}
+            )
         raise TrainingDiverged(
             f"step {self.step + 1}: loss {loss}, gradient norm {norm}, at learning rate {rate:.3g}; no weight was changed, the batch is in "
             f"{where}. A lower learning rate, a longer warm-up or fp32 are the usual cures, in a new folder"
@@ -225,8 +305,13 @@ class _Run:
             set_peft_model_state_dict(self.model, self.best["adapter"])
         history = pd.DataFrame(self.history)
         if contrastive.rank() == 0:
-            facts = {name: self.tuned.key[name] for name in ("prompt", "pooling", "layer")} | {"config": self.config.settings()}
-            facts |= {"step": self.best["step"] if self.best else self.step, "dev": self.best and self.best["dev"]}
+            facts = {name: self.tuned.key[name] for name in ("prompt", "pooling", "layer")} | {
+                "config": self.config.settings()
+            }
+            facts |= {
+                "step": self.best["step"] if self.best else self.step,
+                "dev": self.best and self.best["dev"],
+            }
             adapters.save(self.tuned.loaded, self.out / "adapter", **facts)
             with files.atomic_file(self.out / "history.csv", "w") as file:
                 history.to_csv(file, index=False)
@@ -240,10 +325,14 @@ def _lora(encoder: Encoder, config: FinetuneConfig):
 
     loaded = encoder.loaded
     base = loaded.model
-    if loaded.quantization:  # before get_peft_model; chunks keep memory small, so layers need not be run twice
+    if (
+        loaded.quantization
+    ):  # before get_peft_model; chunks keep memory small, so layers need not be run twice
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     torch.manual_seed(config.seed)
-    tuned = adapters.fresh(base, rank=config.rank, alpha=config.alpha, dropout=config.dropout, layers=config.layers)
+    tuned = adapters.add_lora(
+        base, rank=config.rank, alpha=config.alpha, dropout=config.dropout, layers=config.layers
+    )
     for parameter in tuned.parameters():
         if parameter.requires_grad and contrastive.processes() > 1:
             dist.broadcast(parameter.data, 0)
@@ -265,7 +354,9 @@ def _checked(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[Triple
         except (TypeError, ValueError) as error:
             raise ValueError(f"triplet {number}: {error}") from None
     if len(rows) < config.batch_size:
-        raise ValueError(f"{len(rows)} triplets do not fill one batch of {config.batch_size}; add some, or lower batch_size (at least 2)")
+        raise ValueError(
+            f"{len(rows)} triplets do not fill one batch of {config.batch_size}; add some, or lower batch_size (at least 2)"
+        )
     return rows
 
 
@@ -281,7 +372,7 @@ def _claimed(out: Path, run: dict) -> Path:
     refused = [None]
     if contrastive.rank() == 0:
         try:
-            checkpoints.claim(out, run)
+            checkpoints.init_run_dir(out, run)
         except ValueError as error:
             refused = [str(error)]
     if contrastive.processes() > 1:
@@ -298,7 +389,9 @@ def _digest(rows) -> str:
 def _join_processes(device: str) -> None:
     """Meet the other processes, where torchrun or `accelerate launch` has started several."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError("finetune keeps the whole model on every card, and FSDP would shard it: see configs/fsdp_qlora.yaml for what can")
+        raise ValueError(
+            "finetune keeps the whole model on every card, and FSDP would shard it: see configs/fsdp_qlora.yaml for what can"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
 

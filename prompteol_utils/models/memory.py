@@ -11,7 +11,9 @@ GB = 10**9
 CARDS = (8, 16, 24, 48, 80, 141)  # GB
 # Peak 16-bit matrix speed without sparsity, as vendors state it; a run reaches a part of it.
 PEAK = {"T4": 65e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}
-REACHED = 0.4  # of the peak: an assumption for batches of thousands of tokens, not a measurement
+ASSUMED_MFU = (
+    0.4  # of the peak: an assumption for batches of thousands of tokens, not a measurement
+)
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # the encoder's defaults
 LORA_RANK = 64  # the paper's
 BITS = {None: 0, "nf4": 4, "int8": 8}
@@ -19,7 +21,9 @@ BITS = {None: 0, "nf4": 4, "int8": 8}
 # batch, and how often the numbers of a batch are there: once alive, and once more as freed blocks that the C library keeps for the
 # next layer.
 WORKSPACE, KEPT = 24 * 10**6, 2
-PACKED_BYTES = 1 << 30  # fp32 matrices up to this size are kept a second time, in the order that the kernel reads (linear.py)
+PACKED_BYTES = (
+    1 << 30
+)  # fp32 matrices up to this size are kept a second time, in the order that the kernel reads (linear.py)
 # NF4: a scale of 8 bits for every 64 weights, and one of 32 bits for every 256 of these (double quantisation).
 _EXTRA_BITS = {4: 8 / 64 + 32 / (64 * 256)}
 
@@ -98,10 +102,14 @@ def estimate_memory(
     kind = spec.kind if isinstance(spec, ModelSpec) else "causal"
     shape = spec.shape if isinstance(spec, ModelSpec) else spec
     if shape is None:
-        raise ValueError(f"the registry has no numbers for {spec.name}, so its memory cannot be estimated")
+        raise ValueError(
+            f"the registry has no numbers for {spec.name}, so its memory cannot be estimated"
+        )
     compute = (compute_bits or 16 if bits < 16 else bits) / 8
     count = parameters(shape, kind)
-    weights = count["matrices"] * (bits + _EXTRA_BITS.get(bits, 0)) / 8 + count["embeddings"] * compute
+    weights = (
+        count["matrices"] * (bits + _EXTRA_BITS.get(bits, 0)) / 8 + count["embeddings"] * compute
+    )
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     mlp = (3 if shape.gated_mlp else 2) * shape.ffn
     # Numbers a token at the widest moment of a layer: word embedding, the layer's input, the sum after its attention and what was normed
@@ -113,7 +121,9 @@ def estimate_memory(
         writes = queries + 2 * keys + 2 * shape.hidden + (2 if shape.gated_mlp else 1) * shape.ffn
         rank = LORA_RANK * shape.layers * (reads + writes)
         return Estimate(round(weights), round(batch_tokens * kept * compute), 16 * rank)
-    dequantised = max(shape.hidden * shape.ffn, shape.hidden * queries) * compute if bits < 16 else 0
+    dequantised = (
+        max(shape.hidden * shape.ffn, shape.hidden * queries) * compute if bits < 16 else 0
+    )
     packed = count["matrices"] * 4 if bits == 32 and count["matrices"] * 4 <= PACKED_BYTES else 0
     cpu = device == "cpu" if device else compute == 4
     batch = batch_tokens * widest * compute * (KEPT if cpu else 1) + (WORKSPACE if cpu else 0)
@@ -129,7 +139,9 @@ def shape_of(config) -> "Shape | None":
     config = config.get_text_config()
 
     def get(*names):
-        return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+        return next(
+            (value for name in names if (value := getattr(config, name, None)) is not None), None
+        )
 
     layers, hidden, heads = get("num_hidden_layers"), get("hidden_size"), get("num_attention_heads")
     if not (layers and hidden and heads and get("vocab_size")):
@@ -150,7 +162,9 @@ def shape_of(config) -> "Shape | None":
     )
 
 
-def fitting_table(models=None, *, training: bool = False, batch_tokens: int = 2_048, cards=CARDS) -> pd.DataFrame:
+def fitting_table(
+    models=None, *, training: bool = False, batch_tokens: int = 2_048, cards=CARDS
+) -> pd.DataFrame:
     """Which size fits on which card.
 
     Args:
@@ -164,20 +178,30 @@ def fitting_table(models=None, *, training: bool = False, batch_tokens: int = 2_
         ("16 bit", "8 bit", "4 bit") or "–". Built in notebook 03.
     """
     rows = []
-    for name in models or [name for name, spec in MODELS.items() if spec.kind == "causal" and not spec.adapter_of]:
+    for name in models or [
+        name for name, spec in MODELS.items() if spec.kind == "causal" and not spec.adapter_of
+    ]:
         spec = MODELS[name]
         need = {
-            bits: estimate_memory(spec, bits=bits, batch_tokens=batch_tokens, training=training).total / GB
+            bits: estimate_memory(
+                spec, bits=bits, batch_tokens=batch_tokens, training=training
+            ).total
+            / GB
             for bits in ((4,) if training else (16, 8, 4))
         }
         row = {"model": name, "billions": sum(parameters(spec.shape, spec.kind).values()) / 1e9}
         row |= {f"{bits} bit, GB": value for bits, value in need.items()}
-        row |= {f"{card} GB": next((f"{bits} bit" for bits in need if need[bits] <= card * 11 / 12), "–") for card in cards}
+        row |= {
+            f"{card} GB": next(
+                (f"{bits} bit" for bits in need if need[bits] <= card * 11 / 12), "–"
+            )
+            for card in cards
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def work(spec: ModelSpec, tokens: int) -> float:
+def forward_flops(spec: ModelSpec, tokens: int) -> float:
     """Floating-point operations of reading so many tokens: two for every weight of the layers' matrices.
 
     Args:
@@ -192,15 +216,17 @@ def seconds_per_million(spec: ModelSpec, speed: float, tokens_per_sentence: floa
 
     Args:
         spec: A registry row.
-        speed: Operations a second that are really reached: measured, or `REACHED` of a card's `PEAK`.
+        speed: Operations a second that are really reached: measured, or `ASSUMED_MFU` of a card's `PEAK`.
         tokens_per_sentence: Those that are computed (PromptEOL's prefix is shared): about 14 of an STS sentence and 11 of the prompt.
 
     Built in notebook 03.
     """
-    return work(spec, 1) * tokens_per_sentence * 1e6 / speed
+    return forward_flops(spec, 1) * tokens_per_sentence * 1e6 / speed
 
 
-def check_fits(spec: ModelSpec, *, bits: int, device, batch_tokens: int | None = None) -> Estimate | None:
+def check_fits(
+    spec: ModelSpec, *, bits: int, device, batch_tokens: int | None = None
+) -> Estimate | None:
     """Say before it is loaded that a model is larger than the memory.
 
     Args:
@@ -220,7 +246,11 @@ def check_fits(spec: ModelSpec, *, bits: int, device, batch_tokens: int | None =
     if spec.shape is None:
         return None
     kind = "cuda" if device.type == "cuda" else "cpu"
-    options = {"batch_tokens": batch_tokens or BATCH_TOKENS[kind], "compute_bits": 16 if kind == "cuda" else 32, "device": kind}
+    options = {
+        "batch_tokens": batch_tokens or BATCH_TOKENS[kind],
+        "compute_bits": 16 if kind == "cuda" else 32,
+        "device": kind,
+    }
     need = estimate_memory(spec, bits=bits, **options)
     free = devices.available_memory(device)
     if need.weights <= free:  # a batch that does not fit is halved, weights cannot be
@@ -232,10 +262,18 @@ def check_fits(spec: ModelSpec, *, bits: int, device, batch_tokens: int | None =
         if b < bits and estimate_memory(spec, bits=b, **options).total <= free
     ]
     smaller = sorted(
-        (other for other in MODELS.values() if other.architecture == spec.architecture and other.shape and not other.adapter_of),
+        (
+            other
+            for other in MODELS.values()
+            if other.architecture == spec.architecture and other.shape and not other.adapter_of
+        ),
         key=lambda other: -sum(parameters(other.shape, other.kind).values()),
     )
-    fits += [f"{m.name} ({bits} bits)" for m in smaller if estimate_memory(m, bits=bits, **options).total <= free][:2]
+    fits += [
+        f"{m.name} ({bits} bits)"
+        for m in smaller
+        if estimate_memory(m, bits=bits, **options).total <= free
+    ][:2]
     raise devices.NotEnoughMemoryError(
         f"{spec.name} needs {need.total / GB:.1f} GB at {bits} bits a weight ({need.weights / GB:.1f} for its weights), and "
         f"{free / GB:.1f} GB are free on {device}. What would fit: {', '.join(fits) or 'none of its kind'}. "

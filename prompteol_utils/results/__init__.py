@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "embedding_cache": ["EmbeddingCache"],
-        "published": ["paper_table", "compare", "one_origin", "PAPER"],
-        "store": ["provenance", "check_row", "Store"],
+        "published": ["paper_table", "compare", "require_comparable", "PAPER"],
+        "store": ["Store", "check_row", "provenance"],
     },
 )

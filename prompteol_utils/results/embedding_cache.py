@@ -32,13 +32,17 @@ class EmbeddingCache:
     def wrap(self, encoder) -> Callable[..., np.ndarray]:
         """A function ``encode(sentences)`` that looks here first, with the encoder's ``key`` as its attribute."""
 
-        def encode(sentences: Sequence[str], *, show_progress_bar: bool | None = None) -> np.ndarray:
+        def encode(
+            sentences: Sequence[str], *, show_progress_bar: bool | None = None
+        ) -> np.ndarray:
             return self.encode(encoder, sentences, show_progress_bar=show_progress_bar)
 
         encode.key = encoder.key
         return encode
 
-    def encode(self, encoder, sentences: "str | Iterable[str]", *, show_progress_bar: bool | None = None) -> np.ndarray:
+    def encode(
+        self, encoder, sentences: "str | Iterable[str]", *, show_progress_bar: bool | None = None
+    ) -> np.ndarray:
         """As ``encoder.encode``, but only the sentences that are new are run; a kill loses at most the last 1,024 of them.
 
         Args:
@@ -59,7 +63,9 @@ class EmbeddingCache:
             usable = [text.encode() for text in sentences if text.strip()]
         except (AttributeError, UnicodeEncodeError):
             usable = []
-        if not sentences or len(usable) < len(sentences):  # for the encoder to refuse: it names the sentence
+        if not sentences or len(usable) < len(
+            sentences
+        ):  # for the encoder to refuse: it names the sentence
             return encoder.encode(sentences, show_progress_bar=show_progress_bar)
         digests = [hashlib.sha256(text).digest() for text in usable]
         file = self._file(encoder.key)
@@ -69,7 +75,10 @@ class EmbeddingCache:
                 with closing(_open(file, encoder.key)) as database:
                     return _encode(database, encoder, sentences, digests, show_progress_bar)
             except sqlite3.DatabaseError as error:
-                if last or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                if last or error.sqlite_errorcode & 0xFF not in (
+                    sqlite3.SQLITE_CORRUPT,
+                    sqlite3.SQLITE_NOTADB,
+                ):
                     raise files.CacheError(
                         f"the embedding cache {file} cannot be used ({error}): free some space or set PROMPTEOL_CACHE"
                     ) from error
@@ -93,9 +102,13 @@ def _open(file: Path, key: dict) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")
         with database:
-            database.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL)")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL)"
+            )
             database.execute("CREATE TABLE IF NOT EXISTS key (json TEXT PRIMARY KEY)")
-            database.execute("INSERT OR IGNORE INTO key VALUES (?)", [json.dumps(key, sort_keys=True)])
+            database.execute(
+                "INSERT OR IGNORE INTO key VALUES (?)", [json.dumps(key, sort_keys=True)]
+            )
     except BaseException:
         database.close()
         raise
@@ -106,13 +119,22 @@ def _set_aside(file: Path, inode: int | None) -> None:
     with files.lock(file):
         if not file.exists() or file.stat().st_ino != inode:
             return  # another process did it first
-        warnings.warn(f"{file} is corrupt; it is kept as {file.name}.corrupt, and its embeddings are computed again", stacklevel=4)
+        warnings.warn(
+            f"{file} is corrupt; it is kept as {file.name}.corrupt, and its embeddings are computed again",
+            stacklevel=4,
+        )
         os.replace(file, f"{file}.corrupt")
         for rest in ("-wal", "-shm"):
             Path(f"{file}{rest}").unlink(missing_ok=True)
 
 
-def _encode(database: sqlite3.Connection, encoder, sentences: list[str], digests: list[bytes], show: bool | None) -> np.ndarray:
+def _encode(
+    database: sqlite3.Connection,
+    encoder,
+    sentences: list[str],
+    digests: list[bytes],
+    show: bool | None,
+) -> np.ndarray:
     rows: dict[bytes, list[int]] = {}
     for row, digest in enumerate(digests):
         rows.setdefault(digest, []).append(row)
@@ -121,14 +143,19 @@ def _encode(database: sqlite3.Connection, encoder, sentences: list[str], digests
     for start in range(0, len(wanted), 500):
         part = wanted[start : start + 500]
         marks = ",".join("?" * len(part))
-        for digest, blob, crc in database.execute(f"SELECT text, vector, crc FROM vectors WHERE text IN ({marks})", part):
+        for digest, blob, crc in database.execute(
+            f"SELECT text, vector, crc FROM vectors WHERE text IN ({marks})", part
+        ):
             if zlib.crc32(blob) == crc:
                 vector = np.frombuffer(blob, np.float32)
                 out = np.empty((len(sentences), len(vector)), np.float32) if out is None else out
                 out[rows[digest]] = vector
                 found.add(digest)
     # The longest first, so that a batch that does not fit shows at once; ties by text, so that a resumed run makes the same chunks.
-    missing = sorted((sentences[rows[digest][0]] for digest in wanted if digest not in found), key=lambda text: (-len(text), text))
+    missing = sorted(
+        (sentences[rows[digest][0]] for digest in wanted if digest not in found),
+        key=lambda text: (-len(text), text),
+    )
     done = 0
     for vectors in _chunks(encoder, missing, show):
         texts = missing[done : done + len(vectors)]
@@ -139,7 +166,10 @@ def _encode(database: sqlite3.Connection, encoder, sentences: list[str], digests
                 digest, blob = hashlib.sha256(text.encode()).digest(), vector.tobytes()
                 out[rows[digest]] = vector
                 if np.isfinite(vector).all():
-                    database.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", [digest, blob, zlib.crc32(blob)])
+                    database.execute(
+                        "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
+                        [digest, blob, zlib.crc32(blob)],
+                    )
     return out
 
 
@@ -149,6 +179,9 @@ def _chunks(encoder, texts: list[str], show: bool | None) -> Iterable[np.ndarray
     if hasattr(encoder, "stream"):
         parts = encoder.stream(texts, chunk=CHUNK, show_progress_bar=show)
     else:
-        parts = (encoder.encode(texts[start : start + CHUNK], show_progress_bar=show) for start in range(0, len(texts), CHUNK))
+        parts = (
+            encoder.encode(texts[start : start + CHUNK], show_progress_bar=show)
+            for start in range(0, len(texts), CHUNK)
+        )
     for part in parts:
         yield np.ascontiguousarray(part, np.float32)

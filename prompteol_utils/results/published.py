@@ -39,7 +39,9 @@ def paper_table(name: str) -> pd.DataFrame:
     """
     file = PAPER / f"{name}.csv"
     if not re.fullmatch(r"\w+", name) or not file.is_file():
-        raise ValueError(f"unknown paper table {name!r}; there are: {', '.join(sorted(one.stem for one in PAPER.glob('*.csv')))}")
+        raise ValueError(
+            f"unknown paper table {name!r}; there are: {', '.join(sorted(one.stem for one in PAPER.glob('*.csv')))}"
+        )
     table = pd.read_csv(file)
     texts = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
     return table.fillna(dict.fromkeys(texts, ""))
@@ -58,20 +60,34 @@ def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns model, prompt, task, system, ours, paper, difference; one row for each pair of ours and published.
     """
-    for frame, name, needed in ((ours, "ours", ("model", "prompt", "task", "spearman")), (paper, "paper", ("system", "task", "score"))):
+    for frame, name, needed in (
+        (ours, "ours", ("model", "prompt", "task", "spearman")),
+        (paper, "paper", ("system", "task", "score")),
+    ):
         if missing := [column for column in needed if column not in frame.columns]:
-            raise ValueError(f"{name} lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+            raise ValueError(
+                f"{name} lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
+            )
     published: dict[str, list[dict]] = {}
     for row in paper.to_dict("records"):
         published.setdefault(row["task"], []).append(row)
     rows = []
     for row in ours.to_dict("records"):
         for other in published.get(row["task"], [{"system": "", "score": math.nan}]):
-            same = all(_alike({"aggregation": "all"} | row, name) == _alike(other, name) for name in SAME)
+            same = all(
+                _alike({"aggregation": "all"} | row, name) == _alike(other, name) for name in SAME
+            )
             difference = row["spearman"] - other["score"] if same else math.nan
-            both = {"system": other["system"], "ours": row["spearman"], "paper": other["score"], "difference": difference}
+            both = {
+                "system": other["system"],
+                "ours": row["spearman"],
+                "paper": other["score"],
+                "difference": difference,
+            }
             rows.append({name: row[name] for name in ("model", "prompt", "task")} | both)
-    return pd.DataFrame(rows, columns=["model", "prompt", "task", "system", "ours", "paper", "difference"])
+    return pd.DataFrame(
+        rows, columns=["model", "prompt", "task", "system", "ours", "paper", "difference"]
+    )
 
 
 def _alike(row: dict, name: str) -> str:
@@ -84,7 +100,7 @@ def _alike(row: dict, name: str) -> str:
     return "" if value is None or value != value else str(_whole(value))
 
 
-def one_origin(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
+def require_comparable(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
     """Refuses to show scores of different sets, text forms or weights as if they could be compared. Tables and plots call it.
 
     Args:
@@ -99,11 +115,22 @@ def one_origin(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
         ValueError: one of them is mixed; names the values.
     """
     for field, within in (("origin", None), ("text_form", "task"), ("weight_origin", "model")):
-        by = [name for name in (column, within) if name is not None and (name == column or name in frame.columns)]
+        by = [
+            name
+            for name in (column, within)
+            if name is not None and (name == column or name in frame.columns)
+        ]
         for where, values in (
-            frame.groupby(by, dropna=False, sort=False)[field] if by and field in frame.columns else [((), frame.get(field, []))]
+            frame.groupby(by, dropna=False, sort=False)[field]
+            if by and field in frame.columns
+            else [((), frame.get(field, []))]
         ):
             if len(kinds := sorted({str(one) for one in values})) > 1:
-                place = " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True)) or "one column"
-                raise ValueError(f"{field} is mixed within {place}: {', '.join(kinds)}; show them in separate columns, or leave one out")
+                place = (
+                    " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True))
+                    or "one column"
+                )
+                raise ValueError(
+                    f"{field} is mixed within {place}: {', '.join(kinds)}; show them in separate columns, or leave one out"
+                )
     return frame

@@ -44,7 +44,17 @@ def provenance(seed: int = 0) -> dict:
 @functools.cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("prompteol-utils", "torch", "transformers", "tokenizers", "bitsandbytes", "peft", "numpy", "scipy", "pandas"):
+    for package in (
+        "prompteol-utils",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "bitsandbytes",
+        "peft",
+        "numpy",
+        "scipy",
+        "pandas",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -58,12 +68,18 @@ def _commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20, env=environment
+        ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:  # installed below some other project's checkout
+        if (
+            Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT
+        ):  # installed below some other project's checkout
             return "unknown"
-        changed = git("status", "--porcelain", "--", "prompteol_utils", "data", ":(exclude)data/results")
+        changed = git(
+            "status", "--porcelain", "--", "prompteol_utils", "data", ":(exclude)data/results"
+        )
         return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -95,10 +111,14 @@ def _check_fields(row: dict) -> None:
         raise ValueError(f"kind is a name such as 'sts' or 'bench', got {kind!r}")
     required = STS_FIELDS if kind == "sts" else PROVENANCE
     if missing := [name for name in required if name not in row]:
-        raise ValueError(f"a row of kind {kind!r} lacks {', '.join(missing)}; results.provenance() gives {', '.join(PROVENANCE)}")
+        raise ValueError(
+            f"a row of kind {kind!r} lacks {', '.join(missing)}; results.provenance() gives {', '.join(PROVENANCE)}"
+        )
     for name, types in required.items():
         if not isinstance(row[name], types) or isinstance(row[name], bool):
-            allowed = " or ".join(one.__name__ for one in (types if isinstance(types, tuple) else (types,)))
+            allowed = " or ".join(
+                one.__name__ for one in (types if isinstance(types, tuple) else (types,))
+            )
             raise ValueError(f"{name} is {allowed}, got {row[name]!r}")
     if kind != "sts":
         return
@@ -106,7 +126,9 @@ def _check_fields(row: dict) -> None:
         if not -100 <= row[name] <= 100:
             raise ValueError(f"{name} is a correlation x 100, from -100 to 100, got {row[name]!r}")
     if row["n"] < 1 or row["seconds"] < 0:
-        raise ValueError(f"n is at least 1 and seconds at least 0, got {row['n']!r} and {row['seconds']!r}")
+        raise ValueError(
+            f"n is at least 1 and seconds at least 0, got {row['n']!r} and {row['seconds']!r}"
+        )
     for name, allowed in (("origin", ORIGINS), ("text_form", TEXT_FORMS)):
         if row[name] not in allowed:
             raise ValueError(f"unknown {name} {row[name]!r}; allowed: {', '.join(allowed)}")
@@ -115,9 +137,13 @@ def _check_fields(row: dict) -> None:
 def _plain(name: str, value: object) -> object:
     """JSON and back. Beside every score, NaN and infinity are refused in every field: no JSON reader would take them."""
     try:
-        return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False, default=_scalar).encode())
+        return json.loads(
+            json.dumps(value, allow_nan=False, ensure_ascii=False, default=_scalar).encode()
+        )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"field {name!r} cannot be kept as JSON: {error} (got {str(value)[:80]!r})") from None
+        raise ValueError(
+            f"field {name!r} cannot be kept as JSON: {error} (got {str(value)[:80]!r})"
+        ) from None
 
 
 def _scalar(value: object) -> object:
@@ -146,7 +172,11 @@ class Store:
     def _forget(self) -> None:
         self._rows: list[dict] = []
         self._stamp: tuple | None = None
-        self._end, self._lines, self._last = 0, 0, b""  # how far it was read, and the last line, by which the file is known again
+        self._end, self._lines, self._last = (
+            0,
+            0,
+            b"",
+        )  # how far it was read, and the last line, by which the file is known again
         self._indexes: dict[tuple[str, ...], set[str]] = {}
 
     def append(self, *rows: dict) -> None:
@@ -156,14 +186,22 @@ class Store:
             ValueError: a row lacks a field or has a bad value (`check_row`); nothing is written.
             CacheError: the disk is full or the folder read-only; nothing is left of the rows.
         """
-        lines = "".join(json.dumps(check_row(row), ensure_ascii=False) + "\n" for row in rows).encode()
+        lines = "".join(
+            json.dumps(check_row(row), ensure_ascii=False) + "\n" for row in rows
+        ).encode()
         with files.lock(self._lock):
             torn = self._refresh()
             if torn:
-                warnings.warn(f"{self.path}: the last line was cut off by a kill; it is dropped", stacklevel=2)
+                warnings.warn(
+                    f"{self.path}: the last line was cut off by a kill; it is dropped", stacklevel=2
+                )
                 os.truncate(self.path, self._end)
             missing_newline = self._last and not self._last.endswith(b"\n")
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            handle = os.open(
+                self.path,
+                os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0),
+                0o644,
+            )
             size = os.fstat(handle).st_size
             try:
                 lines = b"\n" * bool(missing_newline) + lines
@@ -181,7 +219,9 @@ class Store:
     def done(self, key: dict) -> bool:
         """Whether some row agrees with every field of ``key``: 1 equals 1.0, a list another of the same items, None a missing field."""
         if not key:
-            raise ValueError("done needs at least one field, such as {'model': 'opt-125m', 'task': 'stsb'}")
+            raise ValueError(
+                "done needs at least one field, such as {'model': 'opt-125m', 'task': 'stsb'}"
+            )
         self._look()
         names = tuple(sorted(key))
         if names not in self._indexes:
@@ -210,7 +250,10 @@ class Store:
             except files.CacheError:  # a read-only folder: nobody writes here
                 torn = True
             if torn:
-                warnings.warn(f"{self.path}: the last line was cut off by a kill; it is left out", stacklevel=3)
+                warnings.warn(
+                    f"{self.path}: the last line was cut off by a kill; it is left out",
+                    stacklevel=3,
+                )
 
     def _refresh(self) -> bool:
         """Reads what was added since the last time, or everything if the file is another one. True if its last line is cut off."""

@@ -30,10 +30,16 @@ def choose_device(device: "str | torch.device | None" = None) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; allowed: 'cpu', 'cuda', 'cuda:N', 'mps'") from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"unknown device {device!r}; allowed: 'cpu', 'cuda', 'cuda:N', 'mps'"
+        ) from error
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         found = torch.cuda.device_count()
-        raise ValueError(f"device {str(device)!r} was asked for, but torch sees {found} CUDA GPUs here; use device='cpu' or leave it out")
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch sees {found} CUDA GPUs here; use device='cpu' or leave it out"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
             "device 'mps' was asked for, but this machine has no Apple GPU that torch can use; use device='cpu' or leave it out"
@@ -86,7 +92,11 @@ def available_memory(device: torch.device | None = None) -> int:
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("file "))
+        cached = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("file ")
+        )
     except (OSError, ValueError, StopIteration):  # no such file, or no limit ("max")
         return free
     return min(free, max(limit - used + cached, 0))  # cached files make room when they have to
@@ -97,7 +107,9 @@ def peak_memory(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if os.path.exists(_STATUS):
-        with open(_STATUS, encoding="utf8") as lines:  # not getrusage, whose peak also counts the process that started this one
+        with open(
+            _STATUS, encoding="utf8"
+        ) as lines:  # not getrusage, whose peak also counts the process that started this one
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     if sys.platform == "win32":
         import psutil
@@ -124,7 +136,9 @@ def file_memory() -> int:
     if not os.path.exists(_STATUS):
         return 0
     with open(_STATUS, encoding="utf8") as lines:
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:")), 0)
+        return next(
+            (int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:")), 0
+        )
 
 
 def reset_peak_memory(device: torch.device | None = None) -> None:
@@ -136,7 +150,7 @@ def reset_peak_memory(device: torch.device | None = None) -> None:
             control.write("5")
 
 
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Ask glibc to keep big freed blocks for the next training step: giving them back and taking them again costs a tenth of its time.
 
     Elsewhere than on Linux it does nothing.
@@ -199,10 +213,15 @@ def machine() -> dict:
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf8") as lines:
-            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+            name = next(
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                name,
+            )
     return {
         "cpu": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),

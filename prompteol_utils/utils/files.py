@@ -18,7 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_PACKAGED = Path(__file__).resolve().parents[1] / "_data"  # an installed package carries the small tables
+_PACKAGED = (
+    Path(__file__).resolve().parents[1] / "_data"
+)  # an installed package carries the small tables
 DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "data"
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -39,9 +41,13 @@ def _explained(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            raise CacheError(f"the disk is full while writing to {folder}: free some space there, or {_ADVICE}") from error
+            raise CacheError(
+                f"the disk is full while writing to {folder}: free some space there, or {_ADVICE}"
+            ) from error
         if error.errno in _DENIED:
-            raise CacheError(f"{folder} cannot be written to ({error.strerror}): change its permissions, or {_ADVICE}") from error
+            raise CacheError(
+                f"{folder} cannot be written to ({error.strerror}): change its permissions, or {_ADVICE}"
+            ) from error
         raise
 
 
@@ -85,7 +91,9 @@ def need_space(folder: str | os.PathLike, bytes_: int) -> None:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < bytes_:
-        raise CacheError(f"{folder} needs {bytes_ / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free: {_ADVICE}")
+        raise CacheError(
+            f"{folder} needs {bytes_ / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free: {_ADVICE}"
+        )
 
 
 @contextmanager
@@ -110,7 +118,11 @@ def lock(path: str | os.PathLike, timeout: float = 3600) -> Iterator[None]:
         try:
             held.acquire(timeout=min(3, timeout))
         except Timeout:
-            print(f"Waiting for {_holder(file)}, which is at work on {path} …", file=sys.stderr, flush=True)
+            print(
+                f"Waiting for {_holder(file)}, which is at work on {path} …",
+                file=sys.stderr,
+                flush=True,
+            )
             try:
                 held.acquire(timeout=max(0, timeout - 3))
             except Timeout:
@@ -227,7 +239,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _to_disk(file)
-        with _temporary(path) as old:  # a folder cannot be renamed onto another one: first move that out of the way
+        with _temporary(
+            path
+        ) as old:  # a folder cannot be renamed onto another one: first move that out of the way
             for _ in range(100):
                 with suppress(FileNotFoundError):
                     os.replace(path, old)
@@ -239,7 +253,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                         raise
                     _remove(old)
             else:
-                raise CacheError(f"{path} is being written by several processes at once: hold files.lock({str(path)!r})")
+                raise CacheError(
+                    f"{path} is being written by several processes at once: hold files.lock({str(path)!r})"
+                )
 
 
 def sha256(path: str | os.PathLike) -> str:

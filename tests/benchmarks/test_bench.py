@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(name: str):
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"bench_{name}", ROOT / "benchmarks" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,9 +40,22 @@ def gpu(monkeypatch, tmp_path):
 
 def rows(path, **changes):
     speeds = {("ours", 0): 80.0, ("ours", 1): 120.0, ("paper_loop", 0): 20.0}
-    about = {"gemm_peak_gflops": 500.0, "share": 0.7, "peak_memory_mb": 900.0, "smallest_cosine": 1.0, "stsb_dev": 60.0} | changes
+    about = {
+        "gemm_peak_gflops": 500.0,
+        "share": 0.7,
+        "peak_memory_mb": 900.0,
+        "smallest_cosine": 1.0,
+        "stsb_dev": 60.0,
+    } | changes
     lines = [
-        {"kind": "bench", "model": "m", "shots": 0, "engine": engine, "round": number, "sentences_per_second": speed}
+        {
+            "kind": "bench",
+            "model": "m",
+            "shots": 0,
+            "engine": engine,
+            "round": number,
+            "sentences_per_second": speed,
+        }
         | {"useful_tokens_per_second": 20 * speed, **about, **provenance()}
         for (engine, number), speed in speeds.items()
     ]
@@ -50,7 +65,9 @@ def rows(path, **changes):
 
 def test_a_ratio_is_of_the_rounds_that_both_took_part_in(bench, tmp_path):
     table = bench.table(rows(tmp_path / "bench.jsonl")).set_index("engine")
-    assert table.loc["paper_loop", "ours_is_faster"] == 4 and table.loc["ours", "ours_is_faster"] == 1
+    assert (
+        table.loc["paper_loop", "ours_is_faster"] == 4 and table.loc["ours", "ours_is_faster"] == 1
+    )
     assert table.loc["ours", "sentences_per_second"] == 100, "the median of all rounds"
 
 
@@ -61,7 +78,12 @@ def test_vectors_that_are_not_the_models_are_no_measurement(bench, tmp_path):
 
 def test_rows_without_scores_make_a_table_too(bench, tmp_path):
     path = rows(tmp_path / "bench.jsonl")
-    path.write_text("".join(json.dumps({k: v for k, v in json.loads(line).items() if k != "stsb_dev"}) + "\n" for line in path.open()))
+    path.write_text(
+        "".join(
+            json.dumps({k: v for k, v in json.loads(line).items() if k != "stsb_dev"}) + "\n"
+            for line in path.open()
+        )
+    )
     table = bench.table(path)
     assert len(table) == 2 and table["stsb_dev"].isna().all() and table["share"].notna().all()
 
@@ -74,7 +96,10 @@ def test_attentions_work_is_that_of_the_scores_and_sums_that_are_asked_for(bench
     from prompteol_utils.models import tiny_model
 
     loaded = tiny_model("llama")
-    encoder, texts = Encoder(loaded, "prompteol"), ["The kettle sings.", "Two boats drift past the empty pier."]
+    encoder, texts = (
+        Encoder(loaded, "prompteol"),
+        ["The kettle sings.", "Two boats drift past the empty pier."],
+    )
     ids = encoder.tokenize(texts)
     shared, pairs, counted = encoder._shared_prefix(ids), 0, 0
     loaded.model.set_attn_implementation("eager")
@@ -82,7 +107,9 @@ def test_attentions_work_is_that_of_the_scores_and_sums_that_are_asked_for(bench
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             loaded.model(torch.tensor([row]))
         products = counter.get_flop_counts()["Global"]
-        counted += sum(flops for name, flops in products.items() if "bmm" in str(name)) // 2  # every token with every other
+        counted += (
+            sum(flops for name, flops in products.items() if "bmm" in str(name)) // 2
+        )  # every token with every other
         pairs += len(row) ** 2
     seen = sum(n + 1 for row in ids for n in range(shared, len(row)))
     assert bench.attention(encoder, texts) == round(counted / pairs * seen)
@@ -101,27 +128,71 @@ def run(gpu, monkeypatch, *arguments) -> int:
 
 def test_the_gpus_benchmark_runs_on_a_processor_too(gpu, monkeypatch, tmp_path, capsys):
     rows = tmp_path / "gpu.jsonl"
-    short = ["--device", "cpu", "--layers", 1, "--models", "opt-125m", "--sentences", 6, "--shots", 0, 2, "--rounds", 2, "--rows", rows]
+    short = [
+        "--device",
+        "cpu",
+        "--layers",
+        1,
+        "--models",
+        "opt-125m",
+        "--sentences",
+        6,
+        "--shots",
+        0,
+        2,
+        "--rounds",
+        2,
+        "--rows",
+        rows,
+    ]
     assert run(gpu, monkeypatch, *short) == 0
-    found = [row for row in map(json.loads, rows.read_text().splitlines()) if row["engine"] == "ours"]
+    found = [
+        row for row in map(json.loads, rows.read_text().splitlines()) if row["engine"] == "ours"
+    ]
     assert [(row["shots"], row["round"], row["layers"], row["dtype"]) for row in found] == [
         (s, r, 1, "float32") for s in (0, 2) for r in (0, 1)
     ]
-    assert all(row["sentences_per_second"] > 0 and row["gemm_peak_gflops"] > 0 and row["n"] == 6 for row in found)
+    assert all(
+        row["sentences_per_second"] > 0 and row["gemm_peak_gflops"] > 0 and row["n"] == 6
+        for row in found
+    )
     assert "opt-125m" in capsys.readouterr().out
     before = rows.read_bytes()
-    assert run(gpu, monkeypatch, *short) == 0 and rows.read_bytes() == before, "what is there is not measured again"
+    assert run(gpu, monkeypatch, *short) == 0 and rows.read_bytes() == before, (
+        "what is there is not measured again"
+    )
 
 
 def test_cards_and_sets_of_sentences_are_not_mixed(gpu, tmp_path):
     from prompteol_utils.results import Store
 
-    key = {"kind": "gpu_bench", "model": "opt-1.3b", "dtype": "bfloat16", "device": "cuda", "layers": None, "origin": "mini", "shots": 0}
+    key = {
+        "kind": "gpu_bench",
+        "model": "opt-1.3b",
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "layers": None,
+        "origin": "mini",
+        "shots": 0,
+    }
     about = {"share": 0.5, "gemm_peak_gflops": 9e5, "peak_memory_mb": 1.0}
     store = Store(tmp_path / "gpu.jsonl")
-    for gpu_name, n, number, speeds in (("A", 9, 0, (10, 5)), ("A", 9, 1, (30, 5)), ("B", 9, 0, (80, 20)), ("A", 4, 0, (7, 7))):
+    for gpu_name, n, number, speeds in (
+        ("A", 9, 0, (10, 5)),
+        ("A", 9, 1, (30, 5)),
+        ("B", 9, 0, (80, 20)),
+        ("A", 4, 0, (7, 7)),
+    ):
         for engine, speed in zip(gpu.ENGINES, speeds, strict=True):
-            row = {**key, "gpu": gpu_name, "n": n, "round": number, "engine": engine, "sentences_per_second": speed, "smallest_cosine": 1.0}
+            row = {
+                **key,
+                "gpu": gpu_name,
+                "n": n,
+                "round": number,
+                "engine": engine,
+                "sentences_per_second": speed,
+                "smallest_cosine": 1.0,
+            }
             store.append({**row, **about, **provenance()})
     table = gpu.table(store.path)
     theirs = table[table["engine"] != "ours"].set_index(["gpu", "n"])["ours_is_faster"]
@@ -175,13 +246,23 @@ def test_the_other_engine_gets_its_best_batch(gpu, monkeypatch):
         gpu._fastest(pass_time({16: None}), device)
 
 
-def test_a_gpu_that_is_not_there_and_a_shape_that_is_not_known_are_said(gpu, monkeypatch, tmp_path, capsys):
+def test_a_gpu_that_is_not_there_and_a_shape_that_is_not_known_are_said(
+    gpu, monkeypatch, tmp_path, capsys
+):
     if not torch.cuda.is_available():
-        assert run(gpu, monkeypatch, "--rows", tmp_path / "gpu.jsonl") == 2 and "0 CUDA GPUs" in capsys.readouterr().err
+        assert (
+            run(gpu, monkeypatch, "--rows", tmp_path / "gpu.jsonl") == 2
+            and "0 CUDA GPUs" in capsys.readouterr().err
+        )
     with pytest.raises(ValueError, match="not an OPT size"):
         gpu.random_model("smollm2-135m-instruct", torch.device("cpu"), torch.float32, 1)
 
 
 def test_engines_are_compared_by_what_sets_sentences_apart(gpu):
     vectors = np.random.default_rng(0).normal(size=(5, 8)) + 100
-    assert gpu.smallest_cosine(vectors, 3 * vectors) > 0.999 > 0.9 > gpu.smallest_cosine(vectors, vectors[::-1])
+    assert (
+        gpu.smallest_cosine(vectors, 3 * vectors)
+        > 0.999
+        > 0.9
+        > gpu.smallest_cosine(vectors, vectors[::-1])
+    )

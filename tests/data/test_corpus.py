@@ -36,7 +36,9 @@ def test_sentences_are_distinct_and_well_formed(corpus):
     assert len({" ".join(words(s)) for s in sentences}) == 80
     for sentence in sentences:
         assert 4 <= len(words(sentence)) <= 25, sentence
-        assert sentence == sentence.strip() and sentence[0].isupper() and sentence[-1] in ".?!", sentence
+        assert sentence == sentence.strip() and sentence[0].isupper() and sentence[-1] in ".?!", (
+            sentence
+        )
 
 
 def test_no_sentence_names_a_topic(corpus):
@@ -49,15 +51,29 @@ def test_no_sentence_names_a_topic(corpus):
 def test_no_topic_leans_on_one_word(corpus):
     """A content word in three or more of a topic's ten sentences would let a keyword search succeed."""
     for topic in TOPICS:
-        counts = Counter(w for row in corpus if row["topic"] == topic for w in set(words(row["sentence"])) if len(w) > 4)
-        repeated = [w for w, n in counts.items() if n > 2 and w not in {"their", "until", "before", "after", "under"}]
+        counts = Counter(
+            w
+            for row in corpus
+            if row["topic"] == topic
+            for w in set(words(row["sentence"]))
+            if len(w) > 4
+        )
+        repeated = [
+            w
+            for w, n in counts.items()
+            if n > 2 and w not in {"their", "until", "before", "after", "under"}
+        ]
         assert not repeated, (topic, repeated)
 
 
 def test_no_five_words_in_a_row_twice(corpus):
     groups = [[row["sentence"]] for row in corpus]
     # The merged set when there is one, else the parts that it will be merged from.
-    parts = ["mini_sts.csv"] if (DATA / "mini_sts.csv").exists() else sorted(path.name for path in DATA.glob("mini_sts_part*.csv"))
+    parts = (
+        ["mini_sts.csv"]
+        if (DATA / "mini_sts.csv").exists()
+        else sorted(path.name for path in DATA.glob("mini_sts_part*.csv"))
+    )
     assert parts, "data/ holds neither mini_sts.csv nor mini_sts_part*.csv"
     groups += [[row["left"], row["right"]] for name in parts for row in read(name)]
     assert shared_passages(groups) == []

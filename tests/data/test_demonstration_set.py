@@ -54,24 +54,36 @@ def bad_form(rows):
         if not 4 <= len(words(sentence)) <= 14:
             out.append(f"{where}: {len(words(sentence))} words; allowed: 4 to 14")
         if not sentence.endswith(".") or sentence != " ".join(sentence.split()) or '"' in sentence:
-            out.append(f"{where}: a sentence ends with a period, and has no double quote, line break or space too many")
-        if sentence[:1].isupper() != (row["kind"] == "sentence") or (row["kind"] == "dictionary" and sentence != sentence.lower()):
+            out.append(
+                f"{where}: a sentence ends with a period, and has no double quote, line break or space too many"
+            )
+        if sentence[:1].isupper() != (row["kind"] == "sentence") or (
+            row["kind"] == "dictionary" and sentence != sentence.lower()
+        ):
             out.append(f"{where}: a sentence starts with a capital, a definition has none")
         if row["names"] not in NAMES.get(row["kind"], ()):
-            out.append(f"{where}: kind {row['kind']!r} with names {row['names']!r}; allowed: {NAMES}")
+            out.append(
+                f"{where}: kind {row['kind']!r} with names {row['names']!r}; allowed: {NAMES}"
+            )
         if not re.fullmatch(r"[a-z]+", row["topic"]):
             out.append(f"{where}: topic {row['topic']!r} is not one lower-case word")
     return out
 
 
 def bad_words(rows):
-    taken = {demonstration.word.lower() for demonstration in paper_demonstrations().values()} | PROMPT_WORDS
+    taken = {
+        demonstration.word.lower() for demonstration in paper_demonstrations().values()
+    } | PROMPT_WORDS
     out = repeated(rows, "word", lambda row: row["word"].lower())
     for row in rows:
         if not re.fullmatch(r"[A-Z][a-z]+(-[a-z]+)?", row["word"]):
-            out.append(f"{row['where']}: word {row['word']!r} is not one capitalised word of letters")
+            out.append(
+                f"{row['where']}: word {row['word']!r} is not one capitalised word of letters"
+            )
         if row["word"].lower() in taken:
-            out.append(f"{row['where']}: word {row['word']!r} is the prompt's own or one that the paper chose")
+            out.append(
+                f"{row['where']}: word {row['word']!r} is the prompt's own or one that the paper chose"
+            )
     if (hyphens := sum("-" in row["word"] for row in rows)) > 3:
         out.append(f"{PATH.name}: {hyphens} words with a hyphen; allowed: 3")
     return out
@@ -83,8 +95,14 @@ def given_away(rows):
     for row in rows:
         word = row["word"].lower().replace("-", "")
         for other in words(row["sentence"]):
-            if other == word or (len(other) > 3 and word.startswith(other)) or (len(word) > 3 and other.startswith(word)):
-                out.append(f"{row['where']}: {row['word']!r} stands in its own sentence, as {other!r}")
+            if (
+                other == word
+                or (len(other) > 3 and word.startswith(other))
+                or (len(word) > 3 and other.startswith(word))
+            ):
+                out.append(
+                    f"{row['where']}: {row['word']!r} stands in its own sentence, as {other!r}"
+                )
     return out
 
 
@@ -99,28 +117,45 @@ def shared_passages(rows):
     for row in rows:
         for passage in set(passages(row["sentence"])):
             owners[passage].add(row["where"])
-    for name, columns in (("mini_sts.csv", ("left", "right")), ("corpus.csv", ("sentence",)), ("paper/demonstrations.csv", ("sentence",))):
+    for name, columns in (
+        ("mini_sts.csv", ("left", "right")),
+        ("corpus.csv", ("sentence",)),
+        ("paper/demonstrations.csv", ("sentence",)),
+    ):
         with open(DATA / name, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             for row in reader:
-                for passage in set().union(*(passages(row[column]) for column in columns)) & owners.keys():
+                for passage in (
+                    set().union(*(passages(row[column]) for column in columns)) & owners.keys()
+                ):
                     owners[passage].add(f"{name}:{reader.line_num}")
-    return [f"{', '.join(sorted(where))}: share {passage!r}" for passage, where in owners.items() if len(where) > 1]
+    return [
+        f"{', '.join(sorted(where))}: share {passage!r}"
+        for passage, where in owners.items()
+        if len(where) > 1
+    ]
 
 
 def out_of_balance(rows):
     out = []
     if (kinds := dict(Counter(row["kind"] for row in rows))) != KINDS:
         out.append(f"{PATH.name}: {kinds}; there should be {KINDS}")
-    if (named := Counter(row["names"] for row in rows if row["kind"] == "sentence")) != {"topic": 50, "action": 50}:
-        out.append(f"{PATH.name}: words of everyday sentences name {dict(named)}; there should be 50 topics and 50 actions")
+    if (named := Counter(row["names"] for row in rows if row["kind"] == "sentence")) != {
+        "topic": 50,
+        "action": 50,
+    }:
+        out.append(
+            f"{PATH.name}: words of everyday sentences name {dict(named)}; there should be 50 topics and 50 actions"
+        )
     counts = Counter((row["topic"], row["kind"]) for row in rows)
     if len(topics := {row["topic"] for row in rows}) != 20:
         out.append(f"{PATH.name}: {len(topics)} topics; there should be 20")
     for topic in sorted(topics):
         for kind, count in KINDS.items():
             if (found := counts[topic, kind]) != count // 20:
-                out.append(f"{PATH.name}: topic {topic!r} has {found} of kind {kind!r}; there should be {count // 20}")
+                out.append(
+                    f"{PATH.name}: topic {topic!r} has {found} of kind {kind!r}; there should be {count // 20}"
+                )
     return out
 
 
@@ -160,12 +195,24 @@ SPOILT = [  # the rule that must complain, the line that it must name, and what 
     (bad_words, 11, {"word": "Word"}),
     (bad_words, 12, {"word": "Bad weather"}),
     (given_away, 13, {"word": "Frozen"}),
-    (given_away, 14, {"word": "Raining", "sentence": "The rain has come at last and it is raining still."}),
+    (
+        given_away,
+        14,
+        {"word": "Raining", "sentence": "The rain has come at last and it is raining still."},
+    ),
     (given_away, 112, {"word": "Songs"}),
     (same_frame, 114, {"sentence": "to stand in water that hardly moves."}),
-    (same_frame, 20, {"sentence": "Those little red apples are for grandmother and nobody else at all."}),
+    (
+        same_frame,
+        20,
+        {"sentence": "Those little red apples are for grandmother and nobody else at all."},
+    ),
     (shared_passages, 15, {"sentence": "The quartet went over the hill in large white flakes."}),
-    (shared_passages, 16, {"sentence": "Nobody here forgets the onions had gone golden and sweet."}),
+    (
+        shared_passages,
+        16,
+        {"sentence": "Nobody here forgets the onions had gone golden and sweet."},
+    ),
     (shared_passages, 17, {"sentence": "My sister keeps her winter boots under the bed."}),
     (shared_passages, 18, {"sentence": "The man is riding a motorcycle up the hill."}),
 ]
@@ -174,10 +221,14 @@ SPOILT = [  # the rule that must complain, the line that it must name, and what 
 @pytest.mark.parametrize(("rule", "line", "change"), SPOILT)
 def test_a_spoilt_line_is_named(rule, line, change, rows):
     spoilt = [row | change if row["where"] == f"{PATH.name}:{line}" else row for row in rows]
-    assert spoilt != rows and any(re.search(rf"{PATH.name}:{line}\b", complaint) for complaint in rule(spoilt))
+    assert spoilt != rows and any(
+        re.search(rf"{PATH.name}:{line}\b", complaint) for complaint in rule(spoilt)
+    )
 
 
-@pytest.mark.parametrize("change", [{"kind": "dictionary"}, {"names": "topic"}, {"topic": "gossip"}])
+@pytest.mark.parametrize(
+    "change", [{"kind": "dictionary"}, {"names": "topic"}, {"topic": "gossip"}]
+)
 def test_a_set_out_of_balance_is_seen(change, rows):
     assert out_of_balance([rows[0] | change, *rows[1:]])
 

@@ -18,7 +18,21 @@ FILE = DATA / "mini_nli.csv"
 ROLES = ("anchor", "positive", "negative")
 COLUMNS = [*ROLES, "genre"]
 OTHERS = [path for path in sorted(DATA.rglob("*.csv")) if path != FILE]
-NEGATIONS = {"no", "not", "t", "none", "nobody", "nothing", "nowhere", "never", "neither", "nor", "cannot", "without", "hardly"}
+NEGATIONS = {
+    "no",
+    "not",
+    "t",
+    "none",
+    "nobody",
+    "nothing",
+    "nowhere",
+    "never",
+    "neither",
+    "nor",
+    "cannot",
+    "without",
+    "hardly",
+}
 
 
 def sentences(rows):
@@ -34,25 +48,45 @@ def overlap(row, role):
 def too_few(rows):
     genres = Counter(row["genre"] for row in rows)
     last = rows[-1]["where"]
-    out = [] if len(rows) >= 420 else [f"{last}: the set ends here with {len(rows)} triplets; at least 420"]
-    out += [] if len(genres) >= 8 else [f"{last}: the set ends here with {len(genres)} genres; at least 8"]
+    out = (
+        []
+        if len(rows) >= 420
+        else [f"{last}: the set ends here with {len(rows)} triplets; at least 420"]
+    )
+    out += (
+        []
+        if len(genres) >= 8
+        else [f"{last}: the set ends here with {len(genres)} genres; at least 8"]
+    )
     first = {row["genre"]: row["where"] for row in reversed(rows)}
     return out + [
-        f"{first[genre]}: genre {genre}, which begins here, has {n} triplets; at least 20" for genre, n in genres.items() if n < 20
+        f"{first[genre]}: genre {genre}, which begins here, has {n} triplets; at least 20"
+        for genre, n in genres.items()
+        if n < 20
     ]
 
 
 def bad_form(rows):
     out = [
-        f"{row['where']}: genre {row['genre']!r} is not one lower-case word" for row in rows if not re.fullmatch(r"[a-z]+", row["genre"])
+        f"{row['where']}: genre {row['genre']!r} is not one lower-case word"
+        for row in rows
+        if not re.fullmatch(r"[a-z]+", row["genre"])
     ]
     for row, role, text in sentences(rows):
         if not 5 <= len(text.split()) <= 20:
             out.append(f"{row['where']}: {role} has {len(text.split())} words; 5 to 20 are allowed")
-        if text != " ".join(text.split()) or not re.match(r"[A-Z0-9]", text) or not re.search(r"[.?!]$", text):
-            out.append(f"{row['where']}: {role} needs a capital, a final . ? or !, and single spaces")
+        if (
+            text != " ".join(text.split())
+            or not re.match(r"[A-Z0-9]", text)
+            or not re.search(r"[.?!]$", text)
+        ):
+            out.append(
+                f"{row['where']}: {role} needs a capital, a final . ? or !, and single spaces"
+            )
         if not text.isascii() or '"' in text:
-            out.append(f"{row['where']}: {role} has a quotation mark or a sign outside ASCII; write ' and -")
+            out.append(
+                f"{row['where']}: {role} has a quotation mark or a sign outside ASCII; write ' and -"
+            )
     return out
 
 
@@ -108,7 +142,11 @@ def repeated_openings(rows):
         openings = {}
         for row in rows:
             openings.setdefault(" ".join(words(row[role])[:3]), []).append(row["where"])
-        out += [f"{lines[4]}: {len(lines)} {role}s begin {start!r}; at most 4" for start, lines in openings.items() if len(lines) > 4]
+        out += [
+            f"{lines[4]}: {len(lines)} {role}s begin {start!r}; at most 4"
+            for start, lines in openings.items()
+            if len(lines) > 4
+        ]
     return out
 
 
@@ -116,13 +154,25 @@ def easy_negatives(rows):
     """A negative keeps to its anchor's topic: a word of four letters or more is the same."""
     out = []
     for row in rows:
-        anchor, negative = ({word for word in words(row[role]) if len(word) > 3} for role in ("anchor", "negative"))
+        anchor, negative = (
+            {word for word in words(row[role]) if len(word) > 3} for role in ("anchor", "negative")
+        )
         if not anchor & negative:
-            out.append(f"{row['where']}: negative shares no longer word with its anchor; use one of {sorted(anchor)}")
+            out.append(
+                f"{row['where']}: negative shares no longer word with its anchor; use one of {sorted(anchor)}"
+            )
     return out
 
 
-RULES = (too_few, bad_form, repeated_sentences, repeated_passages, text_from_elsewhere, repeated_openings, easy_negatives)
+RULES = (
+    too_few,
+    bad_form,
+    repeated_sentences,
+    repeated_passages,
+    text_from_elsewhere,
+    repeated_openings,
+    easy_negatives,
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +189,27 @@ def test_rule_holds(rule, rows):
 def test_counting_shared_words_is_fooled(rows):
     """Most negatives repeat more of the anchor than the positive does, and many repeat less: neither is a rule to learn."""
     closer = Counter(
-        (overlap(row, "negative") > overlap(row, "positive")) - (overlap(row, "negative") < overlap(row, "positive")) for row in rows
+        (overlap(row, "negative") > overlap(row, "positive"))
+        - (overlap(row, "negative") < overlap(row, "positive"))
+        for row in rows
     )
-    assert 0.5 < closer[1] / len(rows) < 0.8, f"{FILE.name}: the negative repeats more in {closer[1]} of {len(rows)} triplets"
-    assert 0.2 < closer[-1] / len(rows) < 0.5, f"{FILE.name}: the positive repeats more in {closer[-1]} of {len(rows)} triplets"
+    assert 0.5 < closer[1] / len(rows) < 0.8, (
+        f"{FILE.name}: the negative repeats more in {closer[1]} of {len(rows)} triplets"
+    )
+    assert 0.2 < closer[-1] / len(rows) < 0.5, (
+        f"{FILE.name}: the positive repeats more in {closer[-1]} of {len(rows)} triplets"
+    )
 
 
 def test_a_negation_does_not_give_the_negative_away(rows):
-    with_one = {role: sum(bool(NEGATIONS & set(words(row[role]))) for row in rows) / len(rows) for role in ROLES}
-    assert all(0.15 <= part <= 0.45 for part in with_one.values()) and abs(with_one["positive"] - with_one["negative"]) < 0.15, with_one
+    with_one = {
+        role: sum(bool(NEGATIONS & set(words(row[role]))) for row in rows) / len(rows)
+        for role in ROLES
+    }
+    assert (
+        all(0.15 <= part <= 0.45 for part in with_one.values())
+        and abs(with_one["positive"] - with_one["negative"]) < 0.15
+    ), with_one
 
 
 def spoil(rows, change):
@@ -157,36 +219,70 @@ def spoil(rows, change):
 
 
 def passage_of(name):
-    return next(passage for passage, where in passages_elsewhere().items() if where.startswith(name))
+    return next(
+        passage for passage, where in passages_elsewhere().items() if where.startswith(name)
+    )
 
 
 SPOILT = {
     "a set cut short": (too_few, lambda rows: rows.__delitem__(slice(419, None))),
     "a genre of one": (too_few, lambda rows: rows[7].update(genre="law")),
     "a genre of two words": (bad_form, lambda rows: rows[7].update(genre="how to")),
-    "a sentence of four words": (bad_form, lambda rows: rows[7].update(positive="This is too short.")),
-    "a sentence of 21 words": (bad_form, lambda rows: rows[7].update(anchor="Word " * 20 + "word.")),
-    "a typographic quote": (bad_form, lambda rows: rows[7].update(negative="This isn’t a plain quote mark.")),
-    "no final stop": (bad_form, lambda rows: rows[7].update(negative=rows[7]["negative"].rstrip("."))),
+    "a sentence of four words": (
+        bad_form,
+        lambda rows: rows[7].update(positive="This is too short."),
+    ),
+    "a sentence of 21 words": (
+        bad_form,
+        lambda rows: rows[7].update(anchor="Word " * 20 + "word."),
+    ),
+    "a typographic quote": (
+        bad_form,
+        lambda rows: rows[7].update(negative="This isn’t a plain quote mark."),
+    ),
+    "no final stop": (
+        bad_form,
+        lambda rows: rows[7].update(negative=rows[7]["negative"].rstrip(".")),
+    ),
     "an empty cell": (bad_form, lambda rows: rows[7].update(negative="")),
-    "a positive that is the anchor": (repeated_sentences, lambda rows: rows[7].update(positive=rows[7]["anchor"].upper())),
-    "a positive that is the negative": (repeated_sentences, lambda rows: rows[7].update(positive=rows[7]["negative"])),
-    "a sentence of another triplet": (repeated_sentences, lambda rows: rows[7].update(negative=rows[9]["positive"])),
+    "a positive that is the anchor": (
+        repeated_sentences,
+        lambda rows: rows[7].update(positive=rows[7]["anchor"].upper()),
+    ),
+    "a positive that is the negative": (
+        repeated_sentences,
+        lambda rows: rows[7].update(positive=rows[7]["negative"]),
+    ),
+    "a sentence of another triplet": (
+        repeated_sentences,
+        lambda rows: rows[7].update(negative=rows[9]["positive"]),
+    ),
     "five words of another triplet": (
         repeated_passages,
-        lambda rows: rows[7].update(negative="Yesterday " + " ".join(words(rows[9]["anchor"])[:RUN]) + "."),
+        lambda rows: rows[7].update(
+            negative="Yesterday " + " ".join(words(rows[9]["anchor"])[:RUN]) + "."
+        ),
     ),
     "five words of the STS set": (
         text_from_elsewhere,
         lambda rows: rows[7].update(positive=f"Today {passage_of('mini_sts.csv')}."),
     ),
-    "five words of the corpus": (text_from_elsewhere, lambda rows: rows[7].update(anchor=f"Today {passage_of('corpus.csv')}.")),
-    "five words of a demonstration": (text_from_elsewhere, lambda rows: rows[7].update(anchor=f"Today {passage_of('demonstrations')}.")),
+    "five words of the corpus": (
+        text_from_elsewhere,
+        lambda rows: rows[7].update(anchor=f"Today {passage_of('corpus.csv')}."),
+    ),
+    "five words of a demonstration": (
+        text_from_elsewhere,
+        lambda rows: rows[7].update(anchor=f"Today {passage_of('demonstrations')}."),
+    ),
     "five openings alike": (
         repeated_openings,
         lambda rows: [row.update(anchor="This is how " + row["anchor"]) for row in rows[:5]],
     ),
-    "a negative about something else": (easy_negatives, lambda rows: rows[7].update(negative="Parliament debates tax reform tomorrow.")),
+    "a negative about something else": (
+        easy_negatives,
+        lambda rows: rows[7].update(negative="Parliament debates tax reform tomorrow."),
+    ),
 }
 
 
@@ -194,11 +290,18 @@ SPOILT = {
 def test_a_spoilt_set_is_refused(case, rows):
     rule, change = SPOILT[case]
     complaints = rule(spoil(rows, change))
-    assert complaints and all(re.match(r"mini_nli\.csv:\d+: ", complaint) for complaint in complaints), f"{rule.__name__} missed {case}"
+    assert complaints and all(
+        re.match(r"mini_nli\.csv:\d+: ", complaint) for complaint in complaints
+    ), f"{rule.__name__} missed {case}"
 
 
 @pytest.mark.parametrize(
-    "text", ["anchor,positive,negative\na,b,c\n", f"{','.join(COLUMNS)}\nHello, you,b,c,work\n", f"{','.join(COLUMNS)}\na,b\n"]
+    "text",
+    [
+        "anchor,positive,negative\na,b,c\n",
+        f"{','.join(COLUMNS)}\nHello, you,b,c,work\n",
+        f"{','.join(COLUMNS)}\na,b\n",
+    ],
 )
 def test_a_malformed_file_names_the_line(text, tmp_path):
     path = tmp_path / "broken.csv"

@@ -70,9 +70,13 @@ def bad_grades(rows):
     for row in rows:
         low, high = GRADES.get(row["kind"], (0, 5))
         if not re.fullmatch(r"[0-4](\.\d)?|5(\.0)?", row["score"]):
-            out.append(f"{row['where']}: score {row['score']!r} is not a number from 0 to 5 with at most one decimal")
+            out.append(
+                f"{row['where']}: score {row['score']!r} is not a number from 0 to 5 with at most one decimal"
+            )
         elif not low <= float(row["score"]) <= high:
-            out.append(f"{row['where']}: the rubric grades {row['kind']} {low} to {high}, not {row['score']}; change the grade or the kind")
+            out.append(
+                f"{row['where']}: the rubric grades {row['kind']} {low} to {high}, not {row['score']}; change the grade or the kind"
+            )
     return out
 
 
@@ -81,8 +85,14 @@ def bad_sentences(rows):
     for row, side, text in sides(rows):
         if not 4 <= len(text.split()) <= 25:
             out.append(f"{row['where']}: {side} has {len(text.split())} words; 4 to 25 are allowed")
-        if text != " ".join(text.split()) or not re.match(r'["\']?[A-Z0-9]', text) or not re.search(r'[.?!]["\']?$', text):
-            out.append(f"{row['where']}: {side} needs a capital, a final . ? or !, and single spaces")
+        if (
+            text != " ".join(text.split())
+            or not re.match(r'["\']?[A-Z0-9]', text)
+            or not re.search(r'[.?!]["\']?$', text)
+        ):
+            out.append(
+                f"{row['where']}: {side} needs a capital, a final . ? or !, and single spaces"
+            )
         if set(text) & set("‘’‚“”„«»`´"):
             out.append(f"{row['where']}: {side} has a typographic quote; write \" or '")
     return out
@@ -108,7 +118,9 @@ def repeated_passages(rows):
             for passage in passages(row[side]):
                 owner = first.setdefault(passage, number)
                 if owner != number:
-                    out.append(f"{row['where']}: {side} shares {passage!r} with {rows[owner]['where']}")
+                    out.append(
+                        f"{row['where']}: {side} shares {passage!r} with {rows[owner]['where']}"
+                    )
     return out
 
 
@@ -121,15 +133,23 @@ def unbalanced(rows):
             share = bins[top] / max(len(scores), 1)
             if not 0.12 <= share <= 0.22:
                 names = sorted({where.split(":")[0] for _, where in scores})
-                out.append(f"{', '.join(names)}: {share:.0%} of {split} is graded up to {top} in its bin; 12 to 22 % are allowed")
+                out.append(
+                    f"{', '.join(names)}: {share:.0%} of {split} is graded up to {top} in its bin; 12 to 22 % are allowed"
+                )
     for genre in sorted({row["genre"] for row in rows}):
         mine = [row for row in rows if row["genre"] == genre]
         where = mine[0]["where"]
         share = sum(row["split"] == "dev" for row in mine) / len(mine)
         if not 0.45 <= share <= 0.55:
-            out.append(f"{where}: {share:.0%} of genre {genre}, which begins here, is dev; 45 to 55 % are allowed")
+            out.append(
+                f"{where}: {share:.0%} of genre {genre}, which begins here, is dev; 45 to 55 % are allowed"
+            )
         kinds = Counter(row["kind"] for row in mine)
-        out += [f"{where}: genre {genre}, which begins here, has {kinds[k]} pairs of {k}; at least 5" for k in NEAR_MISSES if kinds[k] < 5]
+        out += [
+            f"{where}: genre {genre}, which begins here, has {kinds[k]} pairs of {k}; at least 5"
+            for k in NEAR_MISSES
+            if kinds[k] < 5
+        ]
     return out
 
 
@@ -138,11 +158,21 @@ def overlapping_paraphrases(rows):
     for row in rows:
         shared = content(row["left"]) & content(row["right"])
         if row["kind"] == "paraphrase_no_overlap" and shared:
-            out.append(f"{row['where']}: a paraphrase without overlap shares {sorted(shared)}; reword it or call it same")
+            out.append(
+                f"{row['where']}: a paraphrase without overlap shares {sorted(shared)}; reword it or call it same"
+            )
     return out
 
 
-RULES = (bad_labels, bad_grades, bad_sentences, repeated_sentences, repeated_passages, unbalanced, overlapping_paraphrases)
+RULES = (
+    bad_labels,
+    bad_grades,
+    bad_sentences,
+    repeated_sentences,
+    repeated_passages,
+    unbalanced,
+    overlapping_paraphrases,
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +200,11 @@ def test_merged_set_is_whole_and_the_only_copy():
 
 def test_rubric_examples_are_not_in_the_set(rows):
     rubric = " ".join(words((DATA / "mini_sts_rubric.md").read_text(encoding="utf-8")))
-    quoted = [f"{row['where']}: {side} stands in the rubric" for row, side, text in sides(rows) if " ".join(words(text)) in rubric]
+    quoted = [
+        f"{row['where']}: {side} stands in the rubric"
+        for row, side, text in sides(rows)
+        if " ".join(words(text)) in rubric
+    ]
     assert not quoted, "\n".join(quoted)
 
 
@@ -189,9 +223,16 @@ def test_counting_shared_words_is_fooled(rows):
         paraphrases = groups["paraphrase_no_overlap"]
         for kind in ("negation", "role_swap", "number"):
             shared = sum(map(overlap, groups[kind])) / len(groups[kind])
-            assert shared > 0.4, f"{split}: {kind} pairs share only {shared:.0%} of their content words"
-            highest, lowest = (pick(float(row["score"]) for row in g) for pick, g in ((max, groups[kind]), (min, paraphrases)))
-            assert kind == "number" or highest < lowest, f"{split}: a {kind} pair is graded {highest}, a paraphrase {lowest}"
+            assert shared > 0.4, (
+                f"{split}: {kind} pairs share only {shared:.0%} of their content words"
+            )
+            highest, lowest = (
+                pick(float(row["score"]) for row in g)
+                for pick, g in ((max, groups[kind]), (min, paraphrases))
+            )
+            assert kind == "number" or highest < lowest, (
+                f"{split}: a {kind} pair is graded {highest}, a paraphrase {lowest}"
+            )
 
 
 def spoil(rows, change):
@@ -213,21 +254,37 @@ def first_of(rows, **wanted):
 SPOILT = {
     "a split that does not exist": (bad_labels, lambda rows: rows[3].update(split="train")),
     "a score out of range": (bad_grades, lambda rows: rows[3].update(score="5.5")),
-    "a role swap graded as a paraphrase": (bad_grades, lambda rows: first_of(rows, kind="role_swap").update(score="4.8")),
-    "a sentence of three words": (bad_sentences, lambda rows: rows[3].update(left="Far too short.")),
-    "a typographic quote": (bad_sentences, lambda rows: rows[3].update(left="This isn’t a plain quote.")),
+    "a role swap graded as a paraphrase": (
+        bad_grades,
+        lambda rows: first_of(rows, kind="role_swap").update(score="4.8"),
+    ),
+    "a sentence of three words": (
+        bad_sentences,
+        lambda rows: rows[3].update(left="Far too short."),
+    ),
+    "a typographic quote": (
+        bad_sentences,
+        lambda rows: rows[3].update(left="This isn’t a plain quote."),
+    ),
     "a sentence of the other half": (
         repeated_sentences,
-        lambda rows: first_of(rows, split="test").update(left=first_of(rows, split="dev")["right"].upper()),
+        lambda rows: first_of(rows, split="test").update(
+            left=first_of(rows, split="dev")["right"].upper()
+        ),
     ),
     "five words of another pair": (
         repeated_passages,
-        lambda rows: rows[3].update(left="Yesterday " + " ".join(words(next(r["left"] for r in rows[9:] if len(words(r["left"])) > 5)))),
+        lambda rows: rows[3].update(
+            left="Yesterday "
+            + " ".join(words(next(r["left"] for r in rows[9:] if len(words(r["left"])) > 5)))
+        ),
     ),
     "a bin that is empty": (unbalanced, graded_alike),
     "a paraphrase that repeats a word": (
         overlapping_paraphrases,
-        lambda rows: first_of(rows, kind="paraphrase_no_overlap").update(left="The plumber came.", right="A plumber arrived."),
+        lambda rows: first_of(rows, kind="paraphrase_no_overlap").update(
+            left="The plumber came.", right="A plumber arrived."
+        ),
     ),
 }
 
@@ -236,4 +293,6 @@ SPOILT = {
 def test_a_spoilt_set_is_refused(case, rows):
     rule, change = SPOILT[case]
     complaints = rule(spoil(rows, change))
-    assert complaints and all(re.search(r"mini_sts\w*\.csv", complaint) for complaint in complaints), f"{rule.__name__} missed {case}"
+    assert complaints and all(
+        re.search(r"mini_sts\w*\.csv", complaint) for complaint in complaints
+    ), f"{rule.__name__} missed {case}"

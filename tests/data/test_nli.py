@@ -15,7 +15,10 @@ SNLI = {  # premise, hypothesis, label
         ("A girl reads .", "Nobody reads .", "contradiction"),
         ("A girl reads .", "Someone reads .", "entailment"),
     ],
-    "test": [("A bus stops .", "A vehicle stops .", "entailment"), ("A bus stops .", "The bus drives on .", "contradiction")],
+    "test": [
+        ("A bus stops .", "A vehicle stops .", "entailment"),
+        ("A bus stops .", "The bus drives on .", "contradiction"),
+    ],
 }
 
 
@@ -36,13 +39,17 @@ def root(tmp_path):
     (folder / "SNLI").mkdir(parents=True)
     for split, rows in SNLI.items():
         for name, column in zip(("s1", "s2", "labels"), zip(*rows, strict=True), strict=True):
-            (folder / "SNLI" / f"{name}.{split}").write_text("".join(f"{cell}\n" for cell in column))
+            (folder / "SNLI" / f"{name}.{split}").write_text(
+                "".join(f"{cell}\n" for cell in column)
+            )
     return folder
 
 
 def with_stsb(root, left: str, right: str = "Something else entirely .", split: str = "test"):
     (root / "STS/STSBenchmark").mkdir(parents=True, exist_ok=True)
-    (root / f"STS/STSBenchmark/sts-{split}.csv").write_text(f"main\tx\t2012\t1\t3.0\t{left}\t{right}\n")
+    (root / f"STS/STSBenchmark/sts-{split}.csv").write_text(
+        f"main\tx\t2012\t1\t3.0\t{left}\t{right}\n"
+    )
 
 
 def test_one_triplet_a_premise_that_has_both(root):
@@ -52,7 +59,12 @@ def test_one_triplet_a_premise_that_has_both(root):
         Triplet("A girl reads .", "Someone reads .", "Nobody reads ."),
         Triplet("A bus stops .", "A vehicle stops .", "The bus drives on ."),
     ]
-    assert (triplets.origin, triplets.text_form, triplets[:2].origin, len(triplets[:2])) == ("snli", "tokenised", "snli", 2)
+    assert (triplets.origin, triplets.text_form, triplets[:2].origin, len(triplets[:2])) == (
+        "snli",
+        "tokenised",
+        "snli",
+        2,
+    )
     assert load_nli(root=root, limit=2, seed=3).rows == load_nli(root=root, limit=2, seed=3).rows
 
 
@@ -63,7 +75,11 @@ def test_sentences_of_an_evaluation_set_are_left_out_and_counted(root, left, spl
     triplets = load_nli(root=root)
     assert [t.anchor for t in triplets] == ["A man paints a wall .", "A bus stops ."]
     assert triplets.dropped["a sentence of an evaluation set"] == 1
-    assert f"stsb {split}" in triplets.compared and "mini test" in triplets.compared and "sts14 test" not in triplets.compared
+    assert (
+        f"stsb {split}" in triplets.compared
+        and "mini test" in triplets.compared
+        and "sts14 test" not in triplets.compared
+    )
 
 
 def test_training_part_of_stsb_is_no_evaluation_set(root):
@@ -75,7 +91,9 @@ def test_training_part_of_stsb_is_no_evaluation_set(root):
 def test_without_folder_and_hub_the_mini_set_is_read():
     triplets = load_nli()
     assert triplets.origin == "mini" and triplets.text_form == "natural" and len(triplets) >= 400
-    assert triplets.dropped["a sentence of an evaluation set"] == 0, "the project's own sets share no sentence"
+    assert triplets.dropped["a sentence of an evaluation set"] == 0, (
+        "the project's own sets share no sentence"
+    )
 
 
 def test_the_hubs_file(monkeypatch, tmp_path):
@@ -85,7 +103,10 @@ def test_the_hubs_file(monkeypatch, tmp_path):
     monkeypatch.setattr(senteval, "_download", lambda *name: asked.append(name) or str(file))
     monkeypatch.setattr(nli, "evaluation_sentences", lambda root: (set(), ()))
     triplets = load_nli()
-    assert list(triplets) == [Triplet("One, two.", "A count.", "Silence.")] and triplets.origin == "hub"
+    assert (
+        list(triplets) == [Triplet("One, two.", "A count.", "Silence.")]
+        and triplets.origin == "hub"
+    )
     assert triplets.dropped["positive equals negative"] == 1 and asked == [("nli_for_simcse.csv",)]
     monkeypatch.undo()
 
@@ -101,7 +122,10 @@ def test_the_hub_out_of_reach_is_said_when_it_was_asked_for():
         ("anchor,positive\na,b\n", "line 1: no column negative"),
         ("anchor,positive,negative\na,b,c\na,b\n", "line 3: not as many cells"),
         ("anchor,positive,negative\na, ,c\n", "line 2: a sentence is blank"),
-        ("anchor,positive,negative\na,b,c\na,The end.,the end\n", "line 3: positive and negative are the same"),
+        (
+            "anchor,positive,negative\na,b,c\na,The end.,the end\n",
+            "line 3: positive and negative are the same",
+        ),
     ],
 )
 def test_a_malformed_row_names_file_and_line(tmp_path, text, message):
@@ -116,12 +140,19 @@ def test_a_malformed_snli_file_is_named(root):
     with pytest.raises(ValueError, match=r"labels\.dev, line 5: the label is 'perhaps'"):
         load_nli(root=root)
     labels.write_text("entailment\n")
-    with pytest.raises(ValueError, match=r"differ in length \(s1\.dev 7, s2\.dev 7, labels\.dev 1\)"):
+    with pytest.raises(
+        ValueError, match=r"differ in length \(s1\.dev 7, s2\.dev 7, labels\.dev 1\)"
+    ):
         load_nli(root=root)
 
 
 @pytest.mark.parametrize(
-    "wrong, message", [({"source": "multi"}, "unknown triplets 'multi'"), ({"limit": 1}, "limit is 1"), ({"limit": True}, "limit")]
+    "wrong, message",
+    [
+        ({"source": "multi"}, "unknown triplets 'multi'"),
+        ({"limit": 1}, "limit is 1"),
+        ({"limit": True}, "limit"),
+    ],
 )
 def test_wrong_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompteol_utils.data import STS_TASKS, Pairs, load_corpus, load_demonstrations, load_mini_sts, load_sts, paper_demonstrations, senteval
+from prompteol_utils.data import (
+    STS_TASKS,
+    Pairs,
+    load_corpus,
+    load_demonstrations,
+    load_mini_sts,
+    load_sts,
+    paper_demonstrations,
+    senteval,
+)
 from prompteol_utils.data import sts as sts_data
 from prompteol_utils.utils.files import DATA
 
@@ -42,14 +51,27 @@ def make_senteval(root: Path, pairs=PAIRS) -> Path:
     for task, subsets in _SUBSETS.items():
         for subset in subsets.split():
             folder = root / "STS" / f"{task.upper()}-en-test"
-            write(folder / f"STS.input.{subset}.txt", "".join(f"{left}\t{right}\n" for left, right, _ in pairs))
+            write(
+                folder / f"STS.input.{subset}.txt",
+                "".join(f"{left}\t{right}\n" for left, right, _ in pairs),
+            )
             write(folder / f"STS.gs.{subset}.txt", "".join(f"{gold}\n" for *_, gold in pairs))
     for split in ("train", "dev", "test"):
-        lines = (f"main-news\theadlines\t2015\t{i:04}\t{gold or 1}\t{left}\t{right}\n" for i, (left, right, gold) in enumerate(pairs))
+        lines = (
+            f"main-news\theadlines\t2015\t{i:04}\t{gold or 1}\t{left}\t{right}\n"
+            for i, (left, right, gold) in enumerate(pairs)
+        )
         write(root / f"STS/STSBenchmark/sts-{split}.csv", "".join(lines))
     for name in ("SICK_train", "SICK_trial", "SICK_test_annotated"):
-        lines = (f"{i}\t{left}\t{right}\t{gold or 1}\tNEUTRAL\n" for i, (left, right, gold) in enumerate(pairs))
-        write(root / f"SICK/{name}.txt", "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n" + "".join(lines))
+        lines = (
+            f"{i}\t{left}\t{right}\t{gold or 1}\tNEUTRAL\n"
+            for i, (left, right, gold) in enumerate(pairs)
+        )
+        write(
+            root / f"SICK/{name}.txt",
+            "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+            + "".join(lines),
+        )
     return root
 
 
@@ -87,7 +109,8 @@ def test_every_task_is_read(task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "split", "file"), [("stsb", "dev", "STS/STSBenchmark/sts-dev.csv"), ("sickr", "dev", "SICK/SICK_trial.txt")]
+    ("task", "split", "file"),
+    [("stsb", "dev", "STS/STSBenchmark/sts-dev.csv"), ("sickr", "dev", "SICK/SICK_trial.txt")],
 )
 def test_splits_have_their_own_file(task, split, file, tmp_path):
     path = make_senteval(tmp_path) / file
@@ -97,7 +120,9 @@ def test_splits_have_their_own_file(task, split, file, tmp_path):
 
 
 def test_ungraded_pairs_are_skipped_and_the_rest_stays_aligned(tmp_path):
-    pairs = load_sts("sts13", root=make_senteval(tmp_path, [PAIRS[0], (*PAIRS[1][:2], ""), PAIRS[2]]))
+    pairs = load_sts(
+        "sts13", root=make_senteval(tmp_path, [PAIRS[0], (*PAIRS[1][:2], ""), PAIRS[2]])
+    )
     assert (pairs.left[:2], pairs.gold[:2].tolist()) == ((PAIRS[0][0], PAIRS[2][0]), [4.2, 3])
     assert len(pairs) == 2 * 3
 
@@ -116,7 +141,12 @@ def test_cased_text_is_called_natural(tmp_path):
 @given(
     st.lists(
         st.tuples(
-            *[st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).filter(str.strip)] * 2,
+            *[
+                st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).filter(
+                    str.strip
+                )
+            ]
+            * 2,
             st.one_of(st.just(""), st.floats(0, 5).map(str)),
         ),
         min_size=1,
@@ -128,10 +158,17 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, rows, newline):
     root = tmp_path_factory.mktemp("senteval")
     for subset in ("FNWN", "headlines", "OnWN"):
         folder = root / "STS/STS13-en-test"
-        write(folder / f"STS.input.{subset}.txt", "".join(f"{left}\t{right}{newline}" for left, right, _ in rows))
+        write(
+            folder / f"STS.input.{subset}.txt",
+            "".join(f"{left}\t{right}{newline}" for left, right, _ in rows),
+        )
         write(folder / f"STS.gs.{subset}.txt", "".join(f"{gold}{newline}" for *_, gold in rows))
     pairs = load_sts("sts13", root=root)
-    kept = [(" ".join(left.split()), " ".join(right.split()), float(gold)) for left, right, gold in rows if gold]
+    kept = [
+        (" ".join(left.split()), " ".join(right.split()), float(gold))
+        for left, right, gold in rows
+        if gold
+    ]
     assert list(zip(pairs.left, pairs.right, pairs.gold.tolist(), strict=True)) == kept * 3
 
 
@@ -141,11 +178,36 @@ STSB, YEAR = "STS/STSBenchmark/sts-test.csv", "STS/STS12-en-test/STS.input.MSRvi
 @pytest.mark.parametrize(
     ("task", "file", "change", "says"),
     [
-        ("sts12", YEAR, lambda t: t.replace("nobody came .\t", "nobody came . "), r"STS\.input\.MSRvid\.txt, line 2: 1 tab"),
-        ("sts12", YEAR, lambda t: t.replace("two cats", "two\tcats"), r"STS\.input\.MSRvid\.txt, line 3: 3 tab"),
-        ("sts12", YEAR, lambda t: t.replace("nobody came .", " "), r"STS\.input\.MSRvid\.txt, line 2: a sentence is blank"),
-        ("sts12", YEAR.replace("input", "gs"), lambda t: t.replace("4.2", "four"), r"STS\.gs\.MSRvid\.txt, line 1: the grade is 'four'"),
-        ("sts12", YEAR.replace("input", "gs"), lambda t: t.replace("4.2", "nan"), r"line 1: the grade is 'nan'"),
+        (
+            "sts12",
+            YEAR,
+            lambda t: t.replace("nobody came .\t", "nobody came . "),
+            r"STS\.input\.MSRvid\.txt, line 2: 1 tab",
+        ),
+        (
+            "sts12",
+            YEAR,
+            lambda t: t.replace("two cats", "two\tcats"),
+            r"STS\.input\.MSRvid\.txt, line 3: 3 tab",
+        ),
+        (
+            "sts12",
+            YEAR,
+            lambda t: t.replace("nobody came .", " "),
+            r"STS\.input\.MSRvid\.txt, line 2: a sentence is blank",
+        ),
+        (
+            "sts12",
+            YEAR.replace("input", "gs"),
+            lambda t: t.replace("4.2", "four"),
+            r"STS\.gs\.MSRvid\.txt, line 1: the grade is 'four'",
+        ),
+        (
+            "sts12",
+            YEAR.replace("input", "gs"),
+            lambda t: t.replace("4.2", "nan"),
+            r"line 1: the grade is 'nan'",
+        ),
         (
             "sts12",
             YEAR.replace("input", "gs"),
@@ -158,10 +220,20 @@ STSB, YEAR = "STS/STSBenchmark/sts-test.csv", "STS/STS12-en-test/STS.input.MSRvi
             lambda t: t + "1\n",
             r"STS\.gs\.MSRvid\.txt has 4 lines and STS\.input\.MSRvid\.txt 3: line 4",
         ),
-        ("sts12", YEAR.replace("input", "gs"), lambda t: "\n\n\n", r"STS\.gs\.MSRvid\.txt holds no grade"),
+        (
+            "sts12",
+            YEAR.replace("input", "gs"),
+            lambda t: "\n\n\n",
+            r"STS\.gs\.MSRvid\.txt holds no grade",
+        ),
         ("stsb", STSB, lambda t: t.replace("nobody", "\t"), r"sts-test\.csv, line 2: 8 tab"),
         ("stsb", STSB, lambda t: "", r"sts-test\.csv holds no pair"),
-        ("sickr", "SICK/SICK_test_annotated.txt", lambda t: t.replace("\t0\t", "\tzero\t"), r"SICK_test_annotated\.txt, line 3: the grade"),
+        (
+            "sickr",
+            "SICK/SICK_test_annotated.txt",
+            lambda t: t.replace("\t0\t", "\tzero\t"),
+            r"SICK_test_annotated\.txt, line 3: the grade",
+        ),
     ],
 )
 def test_a_malformed_line_is_named(task, file, change, says, tmp_path):
@@ -174,7 +246,11 @@ def test_a_malformed_line_is_named(task, file, change, says, tmp_path):
 
 
 def test_latin1_bytes_are_named(tmp_path):
-    write(make_senteval(tmp_path) / STSB, "g\tf\ty\t1\t3\ta b\tc\ng\tf\ty\t2\t3\tcafé\tc\n", encoding="latin-1")
+    write(
+        make_senteval(tmp_path) / STSB,
+        "g\tf\ty\t1\t3\ta b\tc\ng\tf\ty\t2\t3\tcafé\tc\n",
+        encoding="latin-1",
+    )
     with pytest.raises(ValueError, match=r"sts-test\.csv, line 2: not UTF-8"):
         load_sts("stsb", root=tmp_path)
 
@@ -194,13 +270,20 @@ def test_unknown_task_and_split_name_the_allowed_ones():
 def test_a_sample_is_seeded_in_file_order_and_without_repeats(tmp_path):
     pairs = [(f"left {i}", f"right {i}", f"{i % 6}") for i in range(50)]
     root = make_senteval(tmp_path, pairs)
-    whole, one, same, other = (load_sts("stsb", root=root, **k) for k in ({}, {"limit": 20}, {"limit": 20}, {"limit": 20, "seed": 1}))
+    whole, one, same, other = (
+        load_sts("stsb", root=root, **k)
+        for k in ({}, {"limit": 20}, {"limit": 20}, {"limit": 20, "seed": 1})
+    )
     numbers = [int(sentence.split()[1]) for sentence in one.left]
     assert numbers == sorted(set(numbers)) and len(numbers) == 20 and numbers != list(range(20))
     assert one.left == same.left != other.left
     for pair in zip(one.left, one.right, one.gold, strict=True):
         assert pair in set(zip(whole.left, whole.right, whole.gold, strict=True))
-    assert load_sts("stsb", root=root, limit=50).left == load_sts("stsb", root=root, limit=999).left == whole.left
+    assert (
+        load_sts("stsb", root=root, limit=50).left
+        == load_sts("stsb", root=root, limit=999).left
+        == whole.left
+    )
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "10"])
@@ -221,10 +304,18 @@ def test_root_wins_over_the_variable_and_the_variable_over_the_hub(tmp_path, mon
 
 @pytest.mark.parametrize("task", ["stsb", "sts12"])
 @pytest.mark.parametrize("how", ["root", "variable"])
-def test_a_named_folder_without_the_task_is_an_error_and_nothing_else_is_tried(task, how, tmp_path, monkeypatch):
+def test_a_named_folder_without_the_task_is_an_error_and_nothing_else_is_tried(
+    task, how, tmp_path, monkeypatch
+):
     for folder, wrong in ((tmp_path / "absent", "is not a folder"), (tmp_path, "has no STS/")):
-        monkeypatch.setenv(senteval.VARIABLE, str(folder if how == "variable" else make_senteval(tmp_path / "good")))
-        with pytest.raises(FileNotFoundError, match=f"{'root' if how == 'root' else senteval.VARIABLE}={folder} {wrong}"):
+        monkeypatch.setenv(
+            senteval.VARIABLE,
+            str(folder if how == "variable" else make_senteval(tmp_path / "good")),
+        )
+        with pytest.raises(
+            FileNotFoundError,
+            match=f"{'root' if how == 'root' else senteval.VARIABLE}={folder} {wrong}",
+        ):
             load_sts(task, root=folder if how == "root" else None)
 
 
@@ -247,7 +338,8 @@ def test_without_folder_and_hub_only_stsb_has_a_small_set(offline):
     with pytest.raises(ValueError, match="mini set has no split 'train'; allowed: dev, test"):
         load_sts("stsb", "train")
     with pytest.raises(
-        senteval.Unreachable, match=r"sts14: .*no network here.*datasets-for-simcse.*PROMPTEOL_SENTEVAL.*small set for stsb"
+        senteval.Unreachable,
+        match=r"sts14: .*no network here.*datasets-for-simcse.*PROMPTEOL_SENTEVAL.*small set for stsb",
     ):
         load_sts("sts14")
 
@@ -286,8 +378,16 @@ def test_the_archive_is_fetched_once_and_read_like_a_folder(hub, inside, tmp_pat
     pairs = load_sts("sts16")
     assert (pairs.origin, len(pairs), pairs.left[0]) == ("hub", 15, PAIRS[0][0])
     assert load_sts("stsb", "train").origin == "hub"
-    assert calls == [{"repo_id": "princeton-nlp/datasets-for-simcse", "filename": "senteval.tar", "repo_type": "dataset"}]
-    os.truncate(next((tmp_path / "cache" / "senteval").rglob("sts-train.csv")), 3)  # damage is noticed and repaired
+    assert calls == [
+        {
+            "repo_id": "princeton-nlp/datasets-for-simcse",
+            "filename": "senteval.tar",
+            "repo_type": "dataset",
+        }
+    ]
+    os.truncate(
+        next((tmp_path / "cache" / "senteval").rglob("sts-train.csv")), 3
+    )  # damage is noticed and repaired
     assert len(load_sts("stsb", "train")) == 3 and len(calls) == 2
 
 
@@ -298,7 +398,9 @@ def test_an_archive_that_points_outside_is_refused(hub, tmp_path):
         tar.addfile(member, io.BytesIO(b"x"))
     with pytest.raises(OSError, match=r"senteval\.tar cannot be unpacked"):
         load_sts("sts12")
-    assert not list(tmp_path.rglob("escaped.txt")) and not (tmp_path / "cache" / "senteval").exists()
+    assert (
+        not list(tmp_path.rglob("escaped.txt")) and not (tmp_path / "cache" / "senteval").exists()
+    )
 
 
 def test_a_damaged_archive_is_an_error_even_where_a_small_set_is_at_hand(hub):
@@ -376,11 +478,23 @@ def test_the_time_limit_is_short():
 def test_the_mini_set(split):
     pairs = load_mini_sts(split)
     assert (pairs.name, pairs.origin, pairs.text_form) == ("mini", "mini", "natural")
-    assert len(pairs) >= 150 and len(set(pairs.subset)) >= 5 and {"negation", "role_swap", "number"} <= set(pairs.kind)
-    assert not set(pairs.sentences) & set(load_mini_sts("test" if split == "dev" else "dev").sentences)
+    assert (
+        len(pairs) >= 150
+        and len(set(pairs.subset)) >= 5
+        and {"negation", "role_swap", "number"} <= set(pairs.kind)
+    )
+    assert not set(pairs.sentences) & set(
+        load_mini_sts("test" if split == "dev" else "dev").sentences
+    )
     sample = load_mini_sts(split, limit=30)
     rows = set(zip(pairs.left, pairs.right, pairs.gold, pairs.subset, pairs.kind, strict=True))
-    assert len(sample) == 30 and set(zip(sample.left, sample.right, sample.gold, sample.subset, sample.kind, strict=True)) <= rows
+    assert (
+        len(sample) == 30
+        and set(
+            zip(sample.left, sample.right, sample.gold, sample.subset, sample.kind, strict=True)
+        )
+        <= rows
+    )
 
 
 def test_the_corpus():
@@ -393,14 +507,20 @@ MINI = "split,genre,kind,score,left,right\n"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (MINI + 'dev,news,same,5,"a, b",c\ndev,news,same,x,a,b\n', r"mini\.csv, line 3: the grade is 'x'"),
+        (
+            MINI + 'dev,news,same,5,"a, b",c\ndev,news,same,x,a,b\n',
+            r"mini\.csv, line 3: the grade is 'x'",
+        ),
         (MINI + "dev,news,same,5,a\n", r"mini\.csv, line 2: not as many cells as the 6 columns"),
         (MINI + "dev,news,same,5,a,b,c\n", r"mini\.csv, line 2: not as many cells"),
         (MINI + "train,news,same,5,a,b\n", r"mini\.csv, line 2: split is 'train'"),
         (MINI + "dev,news,same,5, ,b\n", r"mini\.csv, line 2: a sentence is blank"),
         (MINI + 'dev,news,same,5,"a"b,c\n', r"mini\.csv, line 2: "),
         (MINI + "test,news,same,5,a,b\n", r"mini\.csv: no row of split 'dev'"),
-        ("split,genre,score,left,right\n", r"mini\.csv, line 1: no column kind; expected: split, genre, kind"),
+        (
+            "split,genre,score,left,right\n",
+            r"mini\.csv, line 1: no column kind; expected: split, genre, kind",
+        ),
         ("", r"mini\.csv, line 1: no column split"),
     ],
 )
@@ -410,9 +530,16 @@ def test_a_malformed_row_of_the_mini_set_is_named(text, says, tmp_path):
 
 
 def test_demonstrations(tmp_path):
-    path = write(tmp_path / "d.csv", 'sentence,word,kind,topic\n"Tea, then cake.",Snack,sentence,food\n')
+    path = write(
+        tmp_path / "d.csv", 'sentence,word,kind,topic\n"Tea, then cake.",Snack,sentence,food\n'
+    )
     (one,) = load_demonstrations(path)
-    assert (one.sentence, one.word, one.kind, one.topic) == ("Tea, then cake.", "Snack", "sentence", "food")
+    assert (one.sentence, one.word, one.kind, one.topic) == (
+        "Tea, then cake.",
+        "Snack",
+        "sentence",
+        "food",
+    )
     write(path, path.read_text() + "A pot boils.,two words,sentence,food\n")
     with pytest.raises(ValueError, match=r"d\.csv, line 3: .*one word"):
         load_demonstrations(path)
@@ -420,11 +547,16 @@ def test_demonstrations(tmp_path):
         load_demonstrations(tmp_path / "none.csv")
 
 
-@pytest.mark.skipif(not (DATA / "paper" / "demonstrations.csv").is_file(), reason="the paper's tables are not in data/paper")
+@pytest.mark.skipif(
+    not (DATA / "paper" / "demonstrations.csv").is_file(),
+    reason="the paper's tables are not in data/paper",
+)
 def test_the_papers_demonstrations():
     chosen = paper_demonstrations()
     assert len(chosen) == 8
-    assert {"Smoking", "Equestrian", "Venison"} <= {demonstration.word for demonstration in chosen.values()}
+    assert {"Smoking", "Equestrian", "Venison"} <= {
+        demonstration.word for demonstration in chosen.values()
+    }
 
 
 def test_pairs_of_unequal_columns_are_refused():

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from prompteol_utils import data
-from prompteol_utils.data import TRANSFER_TASKS, load_mini_transfer, load_transfer, senteval, stratified
+from prompteol_utils.data import (
+    TRANSFER_TASKS,
+    load_mini_transfer,
+    load_transfer,
+    senteval,
+    stratified,
+)
 from prompteol_utils.data.transfer import BLANK, SPLITS
 
 SENTEVAL = os.environ.get("PROMPTEOL_SENTEVAL")
@@ -38,18 +44,33 @@ def write(path: Path, text: "str | bytes") -> Path:
 
 def make_transfer(root: Path) -> Path:
     """All seven tasks in SentEval's layout, with a few lines of our own."""
-    for folder, stem, ends in (("MR", "rt-polarity", "neg pos"), ("CR", "custrev", "neg pos"), ("MPQA", "mpqa", "neg pos")):
+    for folder, stem, ends in (
+        ("MR", "rt-polarity", "neg pos"),
+        ("CR", "custrev", "neg pos"),
+        ("MPQA", "mpqa", "neg pos"),
+    ):
         for end in ends.split():
-            write(root / folder / f"{stem}.{end}", f"a {end} line of {folder} \nanother  {end} line\n")
+            write(
+                root / folder / f"{stem}.{end}", f"a {end} line of {folder} \nanother  {end} line\n"
+            )
     for end in ("subjective", "objective"):
         write(root / f"SUBJ/subj.{end}", f"an {end} line \n\nthe third {end} line\n")
     for split in ("train", "dev", "test"):
-        write(root / f"SST/binary/sentiment-{split}", f"dull {split} soup \t0\nfine {split} soup \t1\n")
+        write(
+            root / f"SST/binary/sentiment-{split}",
+            f"dull {split} soup \t0\nfine {split} soup \t1\n",
+        )
     for name in ("train_5500", "TREC_10"):
-        write(root / f"TREC/{name}.label", b"NUM:dist How far is the caf\xe9 ?\nHUM:ind Who sells  ink ?\nABBR:exp What is an LBV ?\n")
+        write(
+            root / f"TREC/{name}.label",
+            b"NUM:dist How far is the caf\xe9 ?\nHUM:ind Who sells  ink ?\nABBR:exp What is an LBV ?\n",
+        )
     for split in ("train", "test"):
         rows = f'1\t7\t8\tThe {split} shop opens .\tThe shop will open .\n0\t7\t9\tIt " rains " .\tIt snows .\n'
-        write(root / f"MRPC/msr_paraphrase_{split}.txt", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + rows)
+        write(
+            root / f"MRPC/msr_paraphrase_{split}.txt",
+            "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + rows,
+        )
     return root
 
 
@@ -63,37 +84,82 @@ def alone(monkeypatch, tmp_path):
 
 def test_files_are_read_to_the_letter(tmp_path):
     root = make_transfer(tmp_path)
-    mr, subj, sst2, trec, mrpc = (load_transfer(task, root=root) for task in ("mr", "subj", "sst2", "trec", "mrpc"))
-    assert mr.text == ("a neg line of MR", "another neg line", "a pos line of MR", "another pos line") and mr.label.tolist() == [0, 0, 1, 1]
-    assert (mr.sizes, mr.text_form, mr.origin, mr.text2) == ({"all": 4}, "tokenised lower case", "senteval", ())
+    mr, subj, sst2, trec, mrpc = (
+        load_transfer(task, root=root) for task in ("mr", "subj", "sst2", "trec", "mrpc")
+    )
+    assert mr.text == (
+        "a neg line of MR",
+        "another neg line",
+        "a pos line of MR",
+        "another pos line",
+    ) and mr.label.tolist() == [0, 0, 1, 1]
+    assert (mr.sizes, mr.text_form, mr.origin, mr.text2) == (
+        {"all": 4},
+        "tokenised lower case",
+        "senteval",
+        (),
+    )
     assert subj.text[4] == BLANK and subj.label_names[subj.label[4]] == "objective"
-    assert sst2.sizes == {"train": 2, "dev": 2, "test": 2} and sst2.text[3] == "fine dev soup" and sst2.label.tolist() == [0, 1] * 3
-    assert trec.text[:2] == ("How far is the café ?", "Who sells ink ?") and [trec.label_names[i] for i in trec.label[:3]] == [
-        "NUM",
-        "HUM",
-        "ABBR",
-    ]
+    assert (
+        sst2.sizes == {"train": 2, "dev": 2, "test": 2}
+        and sst2.text[3] == "fine dev soup"
+        and sst2.label.tolist() == [0, 1] * 3
+    )
+    assert trec.text[:2] == ("How far is the café ?", "Who sells ink ?") and [
+        trec.label_names[i] for i in trec.label[:3]
+    ] == ["NUM", "HUM", "ABBR"]
     assert (trec.sizes, trec.text_form) == ({"train": 3, "test": 3}, "tokenised")
-    assert mrpc.text[1] == 'It " rains " .' and mrpc.text2[1] == "It snows ." and mrpc.label.tolist() == [1, 0, 1, 0]
+    assert (
+        mrpc.text[1] == 'It " rains " .'
+        and mrpc.text2[1] == "It snows ."
+        and mrpc.label.tolist() == [1, 0, 1, 0]
+    )
     assert data.load_transfer is load_transfer
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_both_encodings_give_the_same_text(tmp_path, encoding):
-    write(make_transfer(tmp_path) / "MR/rt-polarity.neg", "naïve and passé .\nplain .\n".encode(encoding))
+    write(
+        make_transfer(tmp_path) / "MR/rt-polarity.neg",
+        "naïve and passé .\nplain .\n".encode(encoding),
+    )
     assert load_transfer("mr", root=tmp_path).text[:2] == ("naïve and passé .", "plain .")
 
 
 @pytest.mark.parametrize(
     ("task", "file", "line", "broken", "words"),
     [
-        ("sst2", "SST/binary/sentiment-dev", 2, "no label here", "1 tab-separated columns, expected 2"),
-        ("sst2", "SST/binary/sentiment-train", 2, "good soup \t3", "the label is '3', expected one of 0, 1"),
+        (
+            "sst2",
+            "SST/binary/sentiment-dev",
+            2,
+            "no label here",
+            "1 tab-separated columns, expected 2",
+        ),
+        (
+            "sst2",
+            "SST/binary/sentiment-train",
+            2,
+            "good soup \t3",
+            "the label is '3', expected one of 0, 1",
+        ),
         ("sst2", "SST/binary/sentiment-test", 1, " \t1", "a sentence is blank"),
         ("trec", "TREC/train_5500.label", 3, "What is it ?", "no colon"),
-        ("trec", "TREC/TREC_10.label", 1, "FOOD:soup What is it ?", "the label is 'FOOD', expected one of ABBR"),
+        (
+            "trec",
+            "TREC/TREC_10.label",
+            1,
+            "FOOD:soup What is it ?",
+            "the label is 'FOOD', expected one of ABBR",
+        ),
         ("trec", "TREC/TREC_10.label", 2, "NUM:dist", "a sentence is blank"),
-        ("mrpc", "MRPC/msr_paraphrase_train.txt", 3, "1\t7\t8\tOne cell only .", "4 tab-separated columns, expected 5"),
+        (
+            "mrpc",
+            "MRPC/msr_paraphrase_train.txt",
+            3,
+            "1\t7\t8\tOne cell only .",
+            "4 tab-separated columns, expected 5",
+        ),
         ("mrpc", "MRPC/msr_paraphrase_test.txt", 2, "x\t7\t8\tOne .\tTwo .", "the label is 'x'"),
     ],
 )
@@ -127,9 +193,17 @@ def test_without_senteval_the_mini_set_is_read(tmp_path, monkeypatch):
         raise ConnectionError("no network here")
 
     monkeypatch.setattr(senteval, "_download", fail)
-    monkeypatch.setattr(load_mini_transfer, "__kwdefaults__", load_mini_transfer.__kwdefaults__ | {"path": write(tmp_path / "m.csv", MINI)})
+    monkeypatch.setattr(
+        load_mini_transfer,
+        "__kwdefaults__",
+        load_mini_transfer.__kwdefaults__ | {"path": write(tmp_path / "m.csv", MINI)},
+    )
     trec, mrpc, cr = (load_transfer(task) for task in ("trec", "mrpc", "cr"))
-    assert trec.origin == "mini" and trec.text_form == "natural" and [trec.label_names[i] for i in trec.label[:4]] == ["HUM"] * 3 + ["LOC"]
+    assert (
+        trec.origin == "mini"
+        and trec.text_form == "natural"
+        and [trec.label_names[i] for i in trec.label[:4]] == ["HUM"] * 3 + ["LOC"]
+    )
     assert mrpc.text2 == ("its other half",) * 12 and cr.sizes == {"all": 6}
 
 
@@ -159,8 +233,12 @@ def test_a_sample_keeps_proportions_order_and_seed(tmp_path):
         at = stratified(label, size, 4)
         counts = Counter(label[at].tolist())
         assert len(at) == size and (np.diff(at) > 0).all() and len(counts) == 3
-        assert all(abs(counts[one] - size * share) <= 1 for one, share in ((0, 0.7), (1, 0.29), (2, 0.01))), counts
-    assert np.array_equal(stratified(label, 50, 4), stratified(label, 50, 4)) and not np.array_equal(at, stratified(label, 999, 5))
+        assert all(
+            abs(counts[one] - size * share) <= 1 for one, share in ((0, 0.7), (1, 0.29), (2, 0.01))
+        ), counts
+    assert np.array_equal(
+        stratified(label, 50, 4), stratified(label, 50, 4)
+    ) and not np.array_equal(at, stratified(label, 999, 5))
     assert stratified(label, 2000, 0).tolist() == list(range(1000))
     assert set(stratified(label, 100, 4)) <= set(stratified(label, 500, 4))
     path = write(tmp_path / "mini.csv", MINI)

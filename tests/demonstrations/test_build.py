@@ -18,7 +18,13 @@ from prompteol_utils.demonstrations import labelling, read_wordnet
 from prompteol_utils.models import fetch_model, save_tiny, tiny_model
 from prompteol_utils.results import Store
 
-SENTENCES = ["The bakery opens at six.", "Our bus broke down.", "A goat ate my hat.", "The choir sang outside.", "Lightning hit the barn."]
+SENTENCES = [
+    "The bakery opens at six.",
+    "Our bus broke down.",
+    "A goat ate my hat.",
+    "The choir sang outside.",
+    "Lightning hit the barn.",
+]
 
 
 def label_by_hand(sentences):
@@ -27,17 +33,39 @@ def label_by_hand(sentences):
 
 def test_words_are_checked_and_rejects_say_why():
     answers = [["Baking"], ["two words"], ["c3po"], ["sentence"], ["It"]]
-    table = demonstrations.build_demonstrations(lambda part: [answers[SENTENCES.index(one)] for one in part], SENTENCES)
-    reasons = ["", "more than one word", "not only letters", "a word of the prompt itself", "a form word or too short"]
+    table = demonstrations.build_demonstrations(
+        lambda part: [answers[SENTENCES.index(one)] for one in part], SENTENCES
+    )
+    reasons = [
+        "",
+        "more than one word",
+        "not only letters",
+        "a word of the prompt itself",
+        "a form word or too short",
+    ]
     assert list(table["reject"]) == reasons and table["word"].iloc[0] == "Baking"
-    definitions = [("bread that is baked.", "BAKING"), ("a small horse.", "Pony"), ("a small horse.", "Foal")]
-    table = demonstrations.build_demonstrations(label_by_hand, SENTENCES[:1] * 2, definitions=definitions, taken=["pony"])
-    assert list(table["reject"]) == ["", "sentence given twice", "", "word already taken", "sentence given twice"]
+    definitions = [
+        ("bread that is baked.", "BAKING"),
+        ("a small horse.", "Pony"),
+        ("a small horse.", "Foal"),
+    ]
+    table = demonstrations.build_demonstrations(
+        label_by_hand, SENTENCES[:1] * 2, definitions=definitions, taken=["pony"]
+    )
+    assert list(table["reject"]) == [
+        "",
+        "sentence given twice",
+        "",
+        "word already taken",
+        "sentence given twice",
+    ]
     assert list(table["kind"]) == ["sentence"] * 2 + ["dictionary"] * 3
 
 
 def test_the_first_answer_that_passes_is_taken():
-    table = demonstrations.build_demonstrations(lambda part: [["a", "not one", "*Dawn*."]] * len(part), SENTENCES[:1])
+    table = demonstrations.build_demonstrations(
+        lambda part: [["a", "not one", "*Dawn*."]] * len(part), SENTENCES[:1]
+    )
     assert (table["word"].iloc[0], table["reject"].iloc[0]) == ("Dawn", "")
 
 
@@ -55,20 +83,27 @@ def test_an_interrupted_build_asks_only_for_what_is_missing(tmp_path):
 
     label.name = again.name = "mine"
     with pytest.raises(labelling.LabelError):
-        demonstrations.build_demonstrations(label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2)
+        demonstrations.build_demonstrations(
+            label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
+        )
     assert len(Store(tmp_path / "rows.jsonl").rows()) == 4
-    table = demonstrations.build_demonstrations(again, SENTENCES, store=tmp_path / "rows.jsonl", batch=2)
+    table = demonstrations.build_demonstrations(
+        again, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
+    )
     assert asked == [SENTENCES[:2], SENTENCES[2:4], SENTENCES[4:]]
     assert table.equals(demonstrations.build_demonstrations(again, SENTENCES, batch=2))
 
 
 def test_saved_set_is_one_that_the_search_reads(tmp_path):
     table = demonstrations.build_demonstrations(
-        lambda part: [[one.split()[1]] for one in part], ['He "said" no,\nthen left.', *SENTENCES * 2]
+        lambda part: [[one.split()[1]] for one in part],
+        ['He "said" no,\nthen left.', *SENTENCES * 2],
     )
     n = demonstrations.save_demonstrations(table, tmp_path / "pool.csv")
     kept = table[table["reject"] == ""]
-    assert [one.word for one in data.load_demonstrations(tmp_path / "pool.csv")] == list(kept["word"]) and n == len(kept) < len(table)
+    assert [one.word for one in data.load_demonstrations(tmp_path / "pool.csv")] == list(
+        kept["word"]
+    ) and n == len(kept) < len(table)
 
 
 def test_bad_input_is_named():
@@ -109,8 +144,12 @@ def test_wordnet_entries_become_pairs(tmp_path):
 def test_local_words_are_ranked_likeliest_first():
     label = labelling.local_labeller(tiny_model("llama"), beams=4, tokens=4)
     answers = label(SENTENCES)
-    assert len(answers) == len(SENTENCES) and all(1 <= len(words) <= 4 and len(set(words)) == len(words) for words in answers)
-    assert len({tuple(words) for words in answers}) > 1, "the model says the same for every sentence"
+    assert len(answers) == len(SENTENCES) and all(
+        1 <= len(words) <= 4 and len(set(words)) == len(words) for words in answers
+    )
+    assert len({tuple(words) for words in answers}) > 1, (
+        "the model says the same for every sentence"
+    )
     assert label(SENTENCES[:1])[0][0] == answers[0][0], "batch mates change the answer"
     assert not any('"' in word for words in answers for word in words)
     with pytest.raises(ValueError, match="no LM head"):
@@ -130,13 +169,19 @@ class Stub(BaseHTTPRequestHandler):
             server.now += 1
             server.most = max(server.most, server.now)
             step = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-        status, text, wait = {"word": (200, None, 0), "slow": (200, None, 1.5), "busy": (200, None, 0.1)}.get(step, (step, "{}", 0))
+        status, text, wait = {
+            "word": (200, None, 0),
+            "slow": (200, None, 1.5),
+            "busy": (200, None, 0.1),
+        }.get(step, (step, "{}", 0))
         if step == "broken":
             status, text = 200, '{"choices": [{"mess'
         time.sleep(wait)
         word = server.word(body["messages"][-1]["content"])
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": word}}]
+        reply["choices"] = [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": word}}
+        ]
         with server.lock:
             server.now -= 1
         try:
@@ -155,7 +200,13 @@ class Stub(BaseHTTPRequestHandler):
 def endpoint(monkeypatch):
     pytest.importorskip("openai")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    server.lock, server.seen, server.script, server.now, server.most = threading.Lock(), [], ["word"], 0, 0
+    server.lock, server.seen, server.script, server.now, server.most = (
+        threading.Lock(),
+        [],
+        ["word"],
+        0,
+        0,
+    )
     server.word = lambda sentence: sentence.split()[1]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
@@ -171,14 +222,19 @@ def test_trouble_that_passes_is_waited_out(endpoint, trouble):
     label = labelling.endpoint_labeller(concurrency=1, pause=0.01, timeout=0.7)
     assert label(SENTENCES[:2]) == [["bakery"], ["bus"]]
     assert len(endpoint.seen) == len(trouble) + 2
-    assert endpoint.seen[-1]["model"] == "stub" and endpoint.seen[-1]["messages"][0]["content"] == labelling.INSTRUCTION
+    assert (
+        endpoint.seen[-1]["model"] == "stub"
+        and endpoint.seen[-1]["messages"][0]["content"] == labelling.INSTRUCTION
+    )
 
 
 def test_trouble_that_stays_ends_with_one_clear_error_and_keeps_what_is_done(endpoint, tmp_path):
     label = labelling.endpoint_labeller(concurrency=1, pause=0.01, retries=2)
     endpoint.script = ["word", "word", 500]
     with pytest.raises(labelling.LabelError, match=r"3 tries \(HTTP 500\)"):
-        demonstrations.build_demonstrations(label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2)
+        demonstrations.build_demonstrations(
+            label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
+        )
     before = len(endpoint.seen)
     assert before in (5, 8) and len(Store(tmp_path / "rows.jsonl").rows()) == 2
     endpoint.script = [401]
@@ -186,19 +242,26 @@ def test_trouble_that_stays_ends_with_one_clear_error_and_keeps_what_is_done(end
         label(SENTENCES[:1])
     assert len(endpoint.seen) == before + 1, "a wrong key was tried again"
     endpoint.script = ["word"]
-    table = demonstrations.build_demonstrations(label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2)
+    table = demonstrations.build_demonstrations(
+        label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
+    )
     assert list(table["reject"]) == [""] * 5 and len(endpoint.seen) == before + 4
 
 
 def test_two_words_are_rejected_with_their_reason(endpoint):
     endpoint.word = lambda sentence: "two words" if "bus" in sentence else '"Baking".'
     table = demonstrations.build_demonstrations(labelling.endpoint_labeller(), SENTENCES[:2])
-    assert list(table["reject"]) == ["", "more than one word"] and list(table["word"]) == ["Baking", "Two words"]
+    assert list(table["reject"]) == ["", "more than one word"] and list(table["word"]) == [
+        "Baking",
+        "Two words",
+    ]
 
 
 def test_no_more_requests_at_a_time_than_allowed(endpoint):
     endpoint.script = ["busy"]
-    assert labelling.endpoint_labeller(concurrency=3)(SENTENCES * 3) == [[s.split()[1]] for s in SENTENCES * 3]
+    assert labelling.endpoint_labeller(concurrency=3)(SENTENCES * 3) == [
+        [s.split()[1]] for s in SENTENCES * 3
+    ]
     assert 2 <= endpoint.most <= 3
 
 
@@ -210,7 +273,9 @@ def test_no_endpoint_no_model_no_key(monkeypatch):
         labelling.endpoint_labeller()
     with pytest.raises(ValueError, match="no key"):
         labelling.endpoint_labeller(model="m")
-    label = labelling.endpoint_labeller(model="m", base_url="http://127.0.0.1:9/v1", retries=1, pause=0.01)
+    label = labelling.endpoint_labeller(
+        model="m", base_url="http://127.0.0.1:9/v1", retries=1, pause=0.01
+    )
     with pytest.raises(labelling.LabelError, match="2 tries"):
         label(SENTENCES[:1])
 
@@ -222,9 +287,15 @@ def test_without_openai_the_error_says_what_to_install(monkeypatch):
 
 
 def test_cost_is_said_before_it_starts():
-    few, many = labelling.estimate_cost(SENTENCES, 1.0, 2.0), labelling.estimate_cost(SENTENCES * 2, 1.0, 2.0)
+    few, many = (
+        labelling.estimate_cost(SENTENCES, 1.0, 2.0),
+        labelling.estimate_cost(SENTENCES * 2, 1.0, 2.0),
+    )
     assert few["requests"] == 5 and many["tokens in"] == pytest.approx(2 * few["tokens in"], abs=1)
-    assert few["cost"] == pytest.approx((few["tokens in"] + 2 * few["tokens out"]) / 1e6) and few["tokens in"] > 5 * 100
+    assert (
+        few["cost"] == pytest.approx((few["tokens in"] + 2 * few["tokens out"]) / 1e6)
+        and few["tokens in"] > 5 * 100
+    )
 
 
 @pytest.mark.slow
@@ -239,7 +310,8 @@ def test_a_real_endpoint_answers(tmp_path):
     folder = str(fetch_model("smollm2-135m-instruct"))
     serve = "from transformers.cli.transformers import main; main()"
     server = subprocess.Popen(
-        [sys.executable, "-c", serve, "serve", folder, "--port", str(port)], env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        [sys.executable, "-c", serve, "serve", folder, "--port", str(port)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     try:
         for _ in range(120):
@@ -247,7 +319,9 @@ def test_a_real_endpoint_answers(tmp_path):
                 if not probe.connect_ex(("127.0.0.1", port)):
                     break
             time.sleep(0.5)
-        label = labelling.endpoint_labeller(model=folder, base_url=f"http://127.0.0.1:{port}/v1", timeout=120)
+        label = labelling.endpoint_labeller(
+            model=folder, base_url=f"http://127.0.0.1:{port}/v1", timeout=120
+        )
         table = demonstrations.build_demonstrations(label, SENTENCES)
         assert (table["reject"] == "").sum() >= 2 and table["word"].nunique() > 2
     finally:
@@ -260,18 +334,38 @@ def test_a_real_endpoint_answers(tmp_path):
 
 def test_three_kills_of_a_build_leave_the_same_file(tmp_path, capsys):
     model = str(save_tiny("llama", tmp_path / "tiny"))
-    (tmp_path / "in.txt").write_text("".join(f"The {thing} of the {place} waits.\n" for thing in "abcdefgh" for place in "stuvwxyz"))
+    (tmp_path / "in.txt").write_text(
+        "".join(
+            f"The {thing} of the {place} waits.\n" for thing in "abcdefgh" for place in "stuvwxyz"
+        )
+    )
     (tmp_path / "data.noun").write_text(ENTRIES)
 
     def verb(name):
-        files = ["--rows", str(tmp_path / f"{name}.jsonl"), "--output", str(tmp_path / f"{name}.csv")]
-        return ["build", "--sentences", str(tmp_path / "in.txt"), "--model", model, "--wordnet", str(tmp_path), *files]
+        files = [
+            "--rows",
+            str(tmp_path / f"{name}.jsonl"),
+            "--output",
+            str(tmp_path / f"{name}.csv"),
+        ]
+        return [
+            "build",
+            "--sentences",
+            str(tmp_path / "in.txt"),
+            "--model",
+            model,
+            "--wordnet",
+            str(tmp_path),
+            *files,
+        ]
 
     assert main(verb("unbroken")) == 0
     said = capsys.readouterr().out
     assert "demonstrations of 66" in said and len(Store(tmp_path / "unbroken.jsonl").rows()) == 64
     left = kill_at(verb("killed"), tmp_path / "killed.jsonl", [1, 17, 33])
-    assert all(n in (16, 32, 48, 64) for n in left) and left[0] < 64, "a batch is there whole or not at all"
+    assert all(n in (16, 32, 48, 64) for n in left) and left[0] < 64, (
+        "a batch is there whole or not at all"
+    )
     assert main(verb("killed")) == 0
     assert capsys.readouterr().out == said.replace("unbroken", "killed")
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "unbroken.csv").read_bytes()

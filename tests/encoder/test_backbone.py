@@ -3,17 +3,22 @@
 import pytest
 import torch
 
-from prompteol_utils.encoder import Encoder, Forward, backbone, packing, reference
+from prompteol_utils.encoder import Backbone, Encoder, backbone, packing, reference
 from prompteol_utils.models import tiny_model
 from prompteol_utils.models.tiny import ARCHITECTURES
 
-SENTENCES = ["The cat sleeps.", "Rain falls on the harbour!", "A", "Two engineers repair the bridge at night."]
+SENTENCES = [
+    "The cat sleeps.",
+    "Rain falls on the harbour!",
+    "A",
+    "Two engineers repair the bridge at night.",
+]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_which_models_are_packed(architecture):
-    forward, both_ways = Forward(tiny_model(architecture).model), ("bert", "roberta", "t5")
-    assert forward.packs == forward.ends == (architecture not in (*both_ways, "lfm2"))
+    forward, both_ways = Backbone(tiny_model(architecture).model), ("bert", "roberta", "t5")
+    assert forward.supports_packing == forward.ends == (architecture not in (*both_ways, "lfm2"))
     assert forward.causal == (architecture not in both_ways)
 
 
@@ -23,7 +28,7 @@ def test_a_model_that_packing_gets_wrong_is_padded(monkeypatch, architecture):
     monkeypatch.setattr(packing, "_mask", lambda **options: torch.ones_like(mask(**options)))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
-    assert not encoder._forward.packs
+    assert not encoder._forward.supports_packing
     assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
 
 
@@ -33,7 +38,7 @@ def test_a_model_whose_last_layer_cannot_be_cut_runs_it_whole(monkeypatch, archi
     monkeypatch.setattr(packing, "_ends", lambda lengths: ends(lengths[::-1]))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
-    assert encoder._forward.packs and not encoder._forward.ends
+    assert encoder._forward.supports_packing and not encoder._forward.ends
     assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
 
 
@@ -41,21 +46,27 @@ def test_positions_by_bias_are_padded():
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4)
-    assert not Forward(transformers.BloomForCausalLM(config).eval()).packs
+    config = transformers.BloomConfig(
+        vocab_size=400, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4
+    )
+    assert not Backbone(transformers.BloomForCausalLM(config).eval()).supports_packing
 
 
 def test_the_trial_is_made_once_a_model(monkeypatch):
     loaded, runs = tiny_model("llama"), []
     run = packing.run
-    monkeypatch.setattr(packing, "run", lambda *args, **options: runs.append(1) or run(*args, **options))
+    monkeypatch.setattr(
+        packing, "run", lambda *args, **options: runs.append(1) or run(*args, **options)
+    )
     Encoder(loaded), Encoder(loaded, "means")
-    assert len(runs) == 4, "prefix and rows, with the last layer whole and cut, for the first encoder only"
+    assert len(runs) == 4, (
+        "prefix and rows, with the last layer whole and cut, for the first encoder only"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "lfm2"])
 def test_states_are_those_of_the_padded_rows(architecture):
-    forward = Forward(tiny_model(architecture).model)
+    forward = Backbone(tiny_model(architecture).model)
     rows = [[20, 21, 22, 23], [30, 31], [40, 41]]
     with torch.inference_mode():
         padded = forward.padded(rows, (3, 1))

@@ -23,7 +23,13 @@ class Fake:
     """Vectors that name their sentence and its place in the chunk; `fail` is a chunk in which the process dies."""
 
     def __init__(self, key: str = "a", dimension: int = 2, fail: int = -1, bad: str = ""):
-        self.key, self.dimension, self.fail, self.bad, self.seen = {"model": key}, dimension, fail, bad, []
+        self.key, self.dimension, self.fail, self.bad, self.seen = (
+            {"model": key},
+            dimension,
+            fail,
+            bad,
+            [],
+        )
 
     def stream(self, sentences, *, chunk, bar):
         number, start = 0, 0
@@ -67,12 +73,17 @@ def test_a_run_goes_on_at_the_chunk_where_it_was_cut_off(tmp_path, name, capsys)
     source, target = write(tmp_path / "in.txt"), tmp_path / name
     assert encode_file(source, tmp_path / f"whole-{name}", Fake()) == 11
     part = break_off(source, target)
-    assert len(part) == HEADER + 8 * 2 * 4 and json.loads((tmp_path / f"{name}.part.json").read_text())["done"] == 8
+    assert (
+        len(part) == HEADER + 8 * 2 * 4
+        and json.loads((tmp_path / f"{name}.part.json").read_text())["done"] == 8
+    )
     with (tmp_path / f"{name}.part").open("ab") as file:
         file.write(b"written, and not counted when the kill came")
     encoder = Fake()
     assert encode_file(source, target, encoder) == 11
-    assert encoder.seen == (tmp_path / "in.txt").read_text().splitlines()[8:], "finished work was done again"
+    assert encoder.seen == (tmp_path / "in.txt").read_text().splitlines()[8:], (
+        "finished work was done again"
+    )
     assert target.read_bytes() == (tmp_path / f"whole-{name}").read_bytes()
     assert "8 of 11 sentences are done" in capsys.readouterr().err
     assert names(tmp_path) == sorted(["in.txt", name, f"whole-{name}"])
@@ -119,20 +130,32 @@ def test_a_cut_while_the_table_is_written_costs_no_vector(tmp_path, monkeypatch)
 def test_work_of_another_encoder_is_not_mixed_in(tmp_path):
     source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
     part = break_off(source, target)
-    with pytest.raises(SentenceFileError, match=r"another run \(model was 'a', now 'b'\); .* delete o.npy.part and o.npy.part.json"):
+    with pytest.raises(
+        SentenceFileError,
+        match=r"another run \(model was 'a', now 'b'\); .* delete o.npy.part and o.npy.part.json",
+    ):
         encode_file(source, target, Fake("b"))
     with pytest.raises(SentenceFileError, match="dimension was 2, now 3"):
         encode_file(source, target, Fake(dimension=3))
     assert (tmp_path / "o.npy.part").read_bytes() == part
 
 
-@pytest.mark.parametrize("change", [lambda lines: ["new", *lines], lambda lines: [*lines[:7], "new", *lines[8:]], lambda lines: lines[:6]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: ["new", *lines],
+        lambda lines: [*lines[:7], "new", *lines[8:]],
+        lambda lines: lines[:6],
+    ],
+)
 def test_a_change_in_what_is_done_is_refused(tmp_path, change):
     source, target = tmp_path / "in.txt", tmp_path / "o.npy"
     write(source)
     part = break_off(source, target)
     source.write_text("\n".join(change(source.read_text().splitlines())))
-    with pytest.raises(SentenceFileError, match="one of the first 8 sentences was changed, added or taken out"):
+    with pytest.raises(
+        SentenceFileError, match="one of the first 8 sentences was changed, added or taken out"
+    ):
         encode_file(source, target, Fake())
     assert (tmp_path / "o.npy.part").read_bytes() == part and not target.exists()
 
@@ -141,10 +164,17 @@ def test_sentences_may_be_mended_and_added_after_what_is_done(tmp_path):
     source, target = tmp_path / "in.txt", tmp_path / "o.npy"
     write(source)
     break_off(source, target)
-    source.write_text("\n".join([*source.read_text().splitlines()[:8], "mended", *(f"more {i}" for i in range(1000))]))
+    source.write_text(
+        "\n".join(
+            [*source.read_text().splitlines()[:8], "mended", *(f"more {i}" for i in range(1000))]
+        )
+    )
     assert encode_file(source, target, encoder := Fake()) == 1009 and len(encoder.seen) == 1001
     encode_file(source, tmp_path / "whole.npy", Fake())
-    assert target.read_bytes() == (tmp_path / "whole.npy").read_bytes() and len(np.load(target)) == 1009
+    assert (
+        target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        and len(np.load(target)) == 1009
+    )
 
 
 def test_a_short_last_chunk_is_no_border(tmp_path, monkeypatch, capsys):
@@ -166,9 +196,14 @@ def test_a_bad_sentence_is_named_with_its_line_and_what_is_done_stays(tmp_path):
     source, target = tmp_path / "in.csv", tmp_path / "o.npy"
     rows = [f'"a sentence\nover two lines {i}"' for i in range(11)]
     source.write_text("\n".join(["sentence", *rows[:9], "bad", *rows[9:]]))
-    with pytest.raises(SentenceFileError, match=r"in.csv:20: no token in it \(8 sentences are kept, the same command goes on"):
+    with pytest.raises(
+        SentenceFileError,
+        match=r"in.csv:20: no token in it \(8 sentences are kept, the same command goes on",
+    ):
         encode_file(source, target, Fake(bad="bad"))
-    with pytest.raises(SentenceFileError, match=r"in.csv:20: no token in it"):  # its place is counted from where the run goes on
+    with pytest.raises(
+        SentenceFileError, match=r"in.csv:20: no token in it"
+    ):  # its place is counted from where the run goes on
         encode_file(source, target, Fake(bad="bad"))
     source.write_text("\n".join(["sentence", *rows]))
     assert encode_file(source, target, encoder := Fake(bad="bad")) == 11 and len(encoder.seen) == 3
@@ -198,7 +233,8 @@ def test_a_full_disk_is_said_and_costs_no_finished_chunk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        files.CacheError, match=r"o.npy could not be written \(No space left on device\): free some .*; 4 sentences are kept"
+        files.CacheError,
+        match=r"o.npy could not be written \(No space left on device\): free some .*; 4 sentences are kept",
     ):
         encode_file(source, target, Fake())
     monkeypatch.setattr(os, "fsync", fsync)
@@ -211,7 +247,10 @@ def test_a_full_disk_is_said_and_costs_no_finished_chunk(tmp_path, monkeypatch):
 
 def test_one_process_at_a_time(tmp_path):
     source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
-    with encode_file._alone(target), pytest.raises(SentenceFileError, match="another process is writing it"):
+    with (
+        encode_file._alone(target),
+        pytest.raises(SentenceFileError, match="another process is writing it"),
+    ):
         encode_file(source, target, Fake())
     assert encode_file(source, target, Fake()) == 11 and names(tmp_path) == ["in.txt", "o.npy"]
 
@@ -227,9 +266,14 @@ def test_the_bar_counts_what_is_done_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(encode_file, "tqdm", Bar)
     source, target = write(tmp_path / "in.txt", 600), tmp_path / "o.npy"
     break_off(source, target, 50)
-    monkeypatch.setattr(Bar, "update", lambda bar, n: setattr(bar, "n", bar.n + n))  # moved even where it is not shown
+    monkeypatch.setattr(
+        Bar, "update", lambda bar, n: setattr(bar, "n", bar.n + n)
+    )  # moved even where it is not shown
     encode_file(source, target, Fake())
-    assert [(bar["total"], bar["initial"], bar.get("disable")) for bar in bars] == [(600, 0, None), (600, 200, None)]
+    assert [(bar["total"], bar["initial"], bar.get("disable")) for bar in bars] == [
+        (600, 0, None),
+        (600, 200, None),
+    ]
     assert bars[1]["bar"].n == 600
     encode_file(write(tmp_path / "few.txt"), target, Fake())
     assert bars[-1]["disable"], "a bar for eleven sentences"
@@ -250,7 +294,9 @@ def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch, name):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[0] > 500 * 256 * 4, "not even a chunk was seen: nothing was measured"
-    assert peaks[1] < min(1.2 * peaks[0], 20_000 * 256 * 4 / 4), f"{peaks} bytes for 2,000 and 20,000 sentences"
+    assert peaks[1] < min(1.2 * peaks[0], 20_000 * 256 * 4 / 4), (
+        f"{peaks} bytes for 2,000 and 20,000 sentences"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["npy", "parquet"])
@@ -260,14 +306,26 @@ def test_three_kills_leave_the_same_bytes(tmp_path, monkeypatch, suffix, capsys)
     source, row = write(tmp_path / "in.txt", 9_000), 32 * 4
 
     def verb(name):
-        return ["encode", "--model", model, "--input", source, "--output", str(tmp_path / f"{name}.{suffix}")]
+        return [
+            "encode",
+            "--model",
+            model,
+            "--input",
+            source,
+            "--output",
+            str(tmp_path / f"{name}.{suffix}"),
+        ]
 
     assert main(verb("unbroken")) == 0
     unbroken = (tmp_path / f"unbroken.{suffix}").read_bytes()
     third = 2_300  # the kills fall into the first 6,900 sentences: later ones could come too late
-    moments = [HEADER + row * random.Random(k).randrange(k * third, (k + 1) * third) + 1 for k in range(3)]
+    moments = [
+        HEADER + row * random.Random(k).randrange(k * third, (k + 1) * third) + 1 for k in range(3)
+    ]
     left = kill_at(verb("killed"), tmp_path / f"killed.{suffix}.part", moments, "bytes")
-    assert all(moment <= size < HEADER + 9_000 * row for moment, size in zip(moments, left, strict=True))
+    assert all(
+        moment <= size < HEADER + 9_000 * row for moment, size in zip(moments, left, strict=True)
+    )
     capsys.readouterr()
     assert main(verb("killed")) == 0
     assert "sentences are done; going on" in capsys.readouterr().err

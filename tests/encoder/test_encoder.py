@@ -11,7 +11,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompteol_utils.encoder import BadSentenceError, Encoder, backbone, encoder, next_words, packing, paper_loop, reference
+from prompteol_utils.encoder import (
+    BadSentenceError,
+    Encoder,
+    backbone,
+    encoder,
+    next_words,
+    packing,
+    paper_loop,
+    reference,
+)
 from prompteol_utils.models import load_model, tiny_model
 from prompteol_utils.models.tiny import ARCHITECTURES
 from prompteol_utils.prompts import PROMPTS, Demonstration, with_demonstrations
@@ -31,7 +40,10 @@ SENTENCES = [
     "tab\tand\x00control\x1b characters",
     "12 % of 2024",
 ]
-DEMONSTRATIONS = [Demonstration("A man is smoking.", "Smoking"), Demonstration("The old clock stopped at noon", "Time")]
+DEMONSTRATIONS = [
+    Demonstration("A man is smoking.", "Smoking"),
+    Demonstration("The old clock stopped at noon", "Time"),
+]
 PROMPTS_TRIED = {**PROMPTS, "two shots": with_demonstrations("prompteol", DEMONSTRATIONS)}
 
 
@@ -51,7 +63,9 @@ def assert_same(vectors, expected):
 
 def assert_can_tell(expected):
     """Two different sentences differ by at least 100 tolerances, else equality would prove nothing."""
-    distance = np.linalg.norm(expected[:, None] - expected[None], axis=-1) / np.linalg.norm(expected, axis=1)
+    distance = np.linalg.norm(expected[:, None] - expected[None], axis=-1) / np.linalg.norm(
+        expected, axis=1
+    )
     assert distance[~np.eye(len(expected), dtype=bool)].min() >= 100 * TOLERANCE
 
 
@@ -72,7 +86,9 @@ def test_equals_reference(architecture, prompt_name):
     assert_can_tell(expected)
     for cache in (True, False):
         for budget in (1, 64, 100_000):
-            vectors = Encoder(tiny(architecture), PROMPTS_TRIED[prompt_name], prefix_cache=cache).encode(SENTENCES, batch_tokens=budget)
+            vectors = Encoder(
+                tiny(architecture), PROMPTS_TRIED[prompt_name], prefix_cache=cache
+            ).encode(SENTENCES, batch_tokens=budget)
             assert_same(vectors, expected)
 
 
@@ -81,7 +97,9 @@ def test_equals_reference(architecture, prompt_name):
 @pytest.mark.parametrize("layer", [-1, -2, 1])
 def test_other_layers_and_pooling(architecture, pooling, layer):
     expected = reference(tiny(architecture), "prompteol", SENTENCES, pooling=pooling, layer=layer)
-    assert_same(Encoder(tiny(architecture), pooling=pooling, layer=layer).encode(SENTENCES), expected)
+    assert_same(
+        Encoder(tiny(architecture), pooling=pooling, layer=layer).encode(SENTENCES), expected
+    )
 
 
 def test_layer_zero_with_mean_pooling():
@@ -111,7 +129,10 @@ def test_order_mates_and_duplicates_do_not_matter(architecture):
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_the_papers_loop_gives_the_same_vectors(architecture):
-    assert_same(paper_loop(tiny(architecture), "prompteol", SENTENCES, batch_size=4), expected_of(architecture, "prompteol"))
+    assert_same(
+        paper_loop(tiny(architecture), "prompteol", SENTENCES, batch_size=4),
+        expected_of(architecture, "prompteol"),
+    )
 
 
 def test_duplicates_are_run_once(monkeypatch):
@@ -126,7 +147,11 @@ def test_shared_prefix_is_run_once_and_never_reaches_into_the_sentence(monkeypat
     encoder, widths = Encoder(tiny("llama"), PROMPTS_TRIED["two shots"]), []
     run = packing.run
     monkeypatch.setattr(
-        packing, "run", lambda body, rows, *rest, **more: widths.append((len(rows), len(rows[0]))) or run(body, rows, *rest, **more)
+        packing,
+        "run",
+        lambda body, rows, *rest, **more: (
+            widths.append((len(rows), len(rows[0]))) or run(body, rows, *rest, **more)
+        ),
     )
     encoder.encode(["Same start, one end.", "Same start, two ends."], batch_tokens=1)
     encoder.encode(["Same start, three ends."])
@@ -138,9 +163,16 @@ def test_shared_prefix_is_run_once_and_never_reaches_into_the_sentence(monkeypat
 
 def test_sliding_window_is_shorter_than_the_prompt():
     loaded, sentence = tiny("gemma3"), SENTENCES[6]
-    assert loaded.model.config.sliding_window < len(loaded.tokenizer(PROMPTS["prompteol"].prefix + sentence)["input_ids"])
+    assert loaded.model.config.sliding_window < len(
+        loaded.tokenizer(PROMPTS["prompteol"].prefix + sentence)["input_ids"]
+    )
     wide = tiny_model("gemma3", sliding_window=400)
-    assert errors(reference(wide, "prompteol", [sentence]), reference(loaded, "prompteol", [sentence]))[0] > 0.01, "the window must matter"
+    assert (
+        errors(
+            reference(wide, "prompteol", [sentence]), reference(loaded, "prompteol", [sentence])
+        )[0]
+        > 0.01
+    ), "the window must matter"
 
 
 def test_hybrid_model_runs_without_cache():
@@ -159,7 +191,8 @@ def broken(monkeypatch, name, replacement):
 def assert_seen(architecture, prompt_name="two shots", **options):
     with pytest.raises(AssertionError, match="relative error"):
         assert_same(
-            Encoder(tiny(architecture), PROMPTS_TRIED[prompt_name], **options).encode(SENTENCES), expected_of(architecture, prompt_name)
+            Encoder(tiny(architecture), PROMPTS_TRIED[prompt_name], **options).encode(SENTENCES),
+            expected_of(architecture, prompt_name),
         )
 
 
@@ -167,7 +200,13 @@ def assert_seen(architecture, prompt_name="two shots", **options):
 def test_broken_cache_is_seen(monkeypatch, architecture):
     assert Encoder(tiny(architecture))._plain_cache
     expand = packing._expand
-    broken(monkeypatch, "_expand", lambda past, keys, values: expand(past and (past[0], past[1].roll(1, dims=2)), keys, values))
+    broken(
+        monkeypatch,
+        "_expand",
+        lambda past, keys, values: expand(
+            past and (past[0], past[1].roll(1, dims=2)), keys, values
+        ),
+    )
     assert_seen(architecture)
 
 
@@ -191,7 +230,13 @@ def test_wrong_tokens_in_the_last_layer_are_seen(monkeypatch, architecture):
 def test_dropped_mask_is_seen(monkeypatch, prompt_name):
     # Where rows are padded on the right, a causal model cannot look at its padding; one that looks both ways can.
     pad = backbone.pad
-    broken(monkeypatch, "pad", lambda *args: [torch.ones_like(x) if place == 1 else x for place, x in enumerate(pad(*args))])
+    broken(
+        monkeypatch,
+        "pad",
+        lambda *args: [
+            torch.ones_like(x) if place == 1 else x for place, x in enumerate(pad(*args))
+        ],
+    )
     assert_seen("bert", prompt_name)
 
 
@@ -202,7 +247,11 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch, architecture):
     def left(*args):
         tokens, mask, lengths = pad(*args)
         width = tokens.shape[1]
-        return torch.stack([row.roll(int(width - n)) for row, n in zip(tokens, lengths, strict=True)]), mask, lengths
+        return (
+            torch.stack([row.roll(int(width - n)) for row, n in zip(tokens, lengths, strict=True)]),
+            mask,
+            lengths,
+        )
 
     broken(monkeypatch, "pad", left)
     assert_seen(architecture)
@@ -212,7 +261,11 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch, architecture):
 def test_wrong_place_after_the_prefix_is_seen(architecture):
     encoder = Encoder(tiny(architecture), PROMPTS_TRIED["two shots"])
     hook = encoder._forward.body.register_forward_pre_hook(
-        lambda module, args, options: (args, options | {"position_ids": options["position_ids"].clamp(min=1)}), with_kwargs=True
+        lambda module, args, options: (
+            args,
+            options | {"position_ids": options["position_ids"].clamp(min=1)},
+        ),
+        with_kwargs=True,
     )
     try:
         with pytest.raises(AssertionError, match="relative error"):
@@ -224,7 +277,9 @@ def test_wrong_place_after_the_prefix_is_seen(architecture):
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
 def test_shifted_position_is_seen(monkeypatch, architecture):
     run = Encoder._run
-    broken(monkeypatch, "_run", lambda self, ids, *rest: run(self, [row[:-1] for row in ids], *rest))
+    broken(
+        monkeypatch, "_run", lambda self, ids, *rest: run(self, [row[:-1] for row in ids], *rest)
+    )
     assert_seen(architecture)
 
 
@@ -236,8 +291,12 @@ def test_swapped_rows_are_seen(monkeypatch):
 
 def test_missing_punctuation_is_seen():
     with pytest.raises(AssertionError, match="relative error"):
-        plain = encoder.Prompt(PROMPTS["prompteol"].prefix, PROMPTS["prompteol"].suffix, "bare", punctuation=None)
-        assert_same(Encoder(tiny("llama"), plain).encode(SENTENCES), expected_of("llama", "prompteol"))
+        plain = encoder.Prompt(
+            PROMPTS["prompteol"].prefix, PROMPTS["prompteol"].suffix, "bare", punctuation=None
+        )
+        assert_same(
+            Encoder(tiny("llama"), plain).encode(SENTENCES), expected_of("llama", "prompteol")
+        )
 
 
 # Any text at all.
@@ -248,14 +307,18 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     sentences=st.lists(TEXT, min_size=1, max_size=5),
-    architecture=st.sampled_from(["opt", "opt-350m", "llama", "qwen2", "gemma3", "gpt2", "gpt-neox"]),
+    architecture=st.sampled_from(
+        ["opt", "opt-350m", "llama", "qwen2", "gemma3", "gpt2", "gpt-neox"]
+    ),
     prompt_name=st.sampled_from(sorted(PROMPTS_TRIED)),
     budget=st.sampled_from([1, 50, 5_000]),
     cache=st.booleans(),
 )
 def test_any_text_equals_reference(sentences, architecture, prompt_name, budget, cache):
     prompt = PROMPTS_TRIED[prompt_name]
-    vectors = Encoder(tiny(architecture), prompt, prefix_cache=cache).encode(sentences, batch_tokens=budget)
+    vectors = Encoder(tiny(architecture), prompt, prefix_cache=cache).encode(
+        sentences, batch_tokens=budget
+    )
     assert_same(vectors, reference(tiny(architecture), prompt, sentences))
 
 
@@ -271,7 +334,14 @@ def test_empty_input():
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(None, "NoneType"), (3, "int"), (b"bytes", "bytes"), ("", "blank"), (" \n\t", "blank"), ("half \ud83d", "surrogate")],
+    [
+        (None, "NoneType"),
+        (3, "int"),
+        (b"bytes", "bytes"),
+        ("", "blank"),
+        (" \n\t", "blank"),
+        ("half \ud83d", "surrogate"),
+    ],
 )
 def test_bad_sentence_is_named(bad, reason):
     with pytest.raises(ValueError, match=f"sentence 1: .*{reason}"):
@@ -280,7 +350,9 @@ def test_bad_sentence_is_named(bad, reason):
 
 def test_bad_sentence_in_a_stream_keeps_finished_work(monkeypatch):
     monkeypatch.setattr(encoder, "CHUNK", 2)
-    monkeypatch.setattr(Encoder.stream, "__kwdefaults__", Encoder.stream.__kwdefaults__ | {"chunk": 2})
+    monkeypatch.setattr(
+        Encoder.stream, "__kwdefaults__", Encoder.stream.__kwdefaults__ | {"chunk": 2}
+    )
     with pytest.raises(BadSentenceError, match="sentence 5") as caught:
         Encoder(tiny("llama")).encode(text for text in [*SENTENCES[:5], None])
     assert_same(caught.value.embeddings, expected_of("llama", "prompteol")[:4])
@@ -299,8 +371,15 @@ def test_generator_is_streamed():
 def test_other_containers():
     import pandas as pd
 
-    for container in (tuple(SENTENCES), np.array(SENTENCES[:3]), pd.Series(SENTENCES, index=range(5, 5 + len(SENTENCES)))):
-        assert_same(Encoder(tiny("llama")).encode(container), expected_of("llama", "prompteol")[: len(container)])
+    for container in (
+        tuple(SENTENCES),
+        np.array(SENTENCES[:3]),
+        pd.Series(SENTENCES, index=range(5, 5 + len(SENTENCES))),
+    ):
+        assert_same(
+            Encoder(tiny("llama")).encode(container),
+            expected_of("llama", "prompteol")[: len(container)],
+        )
 
 
 def test_layers_in_one_pass():
@@ -338,7 +417,9 @@ def test_bad_option_is_named(options, message):
 
 def test_sentence_is_cut_before_it_is_wrapped():
     loaded, long = tiny("llama"), SENTENCES[6]
-    kept = loaded.tokenizer.decode(loaded.tokenizer(long, add_special_tokens=False)["input_ids"][:7])
+    kept = loaded.tokenizer.decode(
+        loaded.tokenizer(long, add_special_tokens=False)["input_ids"][:7]
+    )
     vectors = Encoder(loaded, max_sentence_tokens=7).encode([long, "A"])
     assert_same(vectors, reference(loaded, "prompteol", [kept, "A"]))
 
@@ -352,12 +433,17 @@ def test_very_long_sentence_is_cut_with_one_warning(architecture, caplog):
         vectors = encoder.encode([" ".join(words), " ".join(reversed(words))])
     assert len([record for record in caplog.records if "was cut" in record.message]) == 1
     suffix = encoder.loaded.tokenizer("word" + encoder.prompt.suffix)["input_ids"][-5:]
-    assert all(512 - 8 <= len(row) <= 512 and row[-5:] == (suffix if architecture != "bert" else row[-5:]) for row in ids)
+    assert all(
+        512 - 8 <= len(row) <= 512 and row[-5:] == (suffix if architecture != "bert" else row[-5:])
+        for row in ids
+    )
     assert np.isfinite(vectors).all() and errors(vectors[:1], vectors[1:])[0] > 100 * TOLERANCE
 
 
 def test_demonstrations_that_fill_the_model_are_refused():
-    crowded = with_demonstrations("prompteol", [Demonstration("Many words in here " * 20, "Crowd")] * 10)
+    crowded = with_demonstrations(
+        "prompteol", [Demonstration("Many words in here " * 20, "Crowd")] * 10
+    )
     with pytest.raises(ValueError, match="use fewer demonstrations"):
         Encoder(tiny("llama"), crowded).encode(["One cat."])
 
@@ -385,7 +471,9 @@ def test_appended_end_token_is_not_read():
 
     loaded = tiny_model("llama")
     ids = [("<s>", 1), ("</s>", 2)]
-    loaded.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
+    loaded.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ids
+    )
     assert loaded.tokenizer("a")["input_ids"][-1] == 2
     assert_same(Encoder(loaded).encode(SENTENCES), expected_of("llama", "prompteol"))
 
@@ -429,9 +517,14 @@ def test_bundled_model_equals_reference(name):
 def test_an_adapter_that_is_switched_scaled_or_merged_between_calls_is_seen():
     from peft import LoraConfig, get_peft_model
 
-    loaded, texts = tiny_model("llama"), ["The kettle sings.", "Two boats drift past the empty pier."]
+    loaded, texts = (
+        tiny_model("llama"),
+        ["The kettle sings.", "Two boats drift past the empty pier."],
+    )
     encoder_of_base = Encoder(loaded).encode(texts)
-    model = get_peft_model(loaded.model, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
+    model = get_peft_model(
+        loaded.model, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear")
+    )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))
@@ -448,6 +541,10 @@ def test_an_adapter_that_is_switched_scaled_or_merged_between_calls_is_seen():
     merged = encoder.encode(texts)
     expected = reference(loaded, "prompteol", texts)
     for found in (apart, merged):
-        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected) < np.linalg.norm(expected - base)
+        assert (
+            np.linalg.norm(found - expected)
+            < 1e-4 * np.linalg.norm(expected)
+            < np.linalg.norm(expected - base)
+        )
     for found in (base, scaled_away):
         assert np.linalg.norm(found - encoder_of_base) < 1e-4 * np.linalg.norm(base)

@@ -7,7 +7,9 @@ import torch
 
 from prompteol_utils.encoder import onednn, patching
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch sends products to MKL only on x86")
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkl.is_available(), reason="torch sends products to MKL only on x86"
+)
 
 
 @pytest.fixture
@@ -46,14 +48,18 @@ def test_a_changed_weight_is_packed_again(layers):
     with torch.inference_mode(), onednn.fast_linear(layers):
         after = layers(rows)
     with torch.inference_mode():
-        assert torch.allclose(after, layers(rows), atol=1e-5) and not torch.allclose(after, before, atol=0.1)
+        assert torch.allclose(after, layers(rows), atol=1e-5) and not torch.allclose(
+            after, before, atol=0.1
+        )
 
 
 def test_other_dtypes_are_left_alone(layers):
     rows = torch.randn(4, 48, dtype=torch.bfloat16)
     expected = layers.to(torch.bfloat16)(rows)
     with onednn.fast_linear(layers):
-        assert not any("forward" in vars(layer) for layer in layers) and torch.equal(layers(rows), expected)
+        assert not any("forward" in vars(layer) for layer in layers) and torch.equal(
+            layers(rows), expected
+        )
 
 
 def test_afterwards_the_layers_are_as_they_were(layers):
@@ -105,7 +111,11 @@ class Routed(Gated):
 
 
 def operators(block, rows):
-    with torch.inference_mode(), torch.autograd.profiler.profile() as profile, onednn.fast_linear(block):
+    with (
+        torch.inference_mode(),
+        torch.autograd.profiler.profile() as profile,
+        onednn.fast_linear(block),
+    ):
         found = block(rows)
     return found, [event.name for event in profile.function_events]
 
@@ -154,10 +164,16 @@ def test_nobody_who_looks_on_is_passed_by(name):
     block, rows, seen = Gated(torch.nn.SiLU()), torch.randn(4, 48), []
     with torch.inference_mode(), onednn.fast_linear(block):
         before = block(rows)
-        handle = getattr(block, name).register_forward_hook(lambda layer, inputs, out: seen.append(out))
-        assert torch.allclose(block(rows), before, atol=1e-5) and len(seen) == 1, "a hook that came while the context lasts"
+        handle = getattr(block, name).register_forward_hook(
+            lambda layer, inputs, out: seen.append(out)
+        )
+        assert torch.allclose(block(rows), before, atol=1e-5) and len(seen) == 1, (
+            "a hook that came while the context lasts"
+        )
         handle.remove()
-        everywhere = torch.nn.modules.module.register_module_forward_hook(lambda layer, inputs, out: seen.append(out))
+        everywhere = torch.nn.modules.module.register_module_forward_hook(
+            lambda layer, inputs, out: seen.append(out)
+        )
         block(rows)
         everywhere.remove()
         assert len(seen) > 4
@@ -167,17 +183,23 @@ def test_a_forward_put_into_a_block_is_called():
     block, rows = Gated(torch.nn.SiLU()), torch.randn(4, 48)
     with torch.inference_mode(), onednn.fast_linear(block):
         before = block(rows)
-        block.up_proj.forward = lambda input: torch.nn.functional.linear(input, block.up_proj.weight) + 7
+        block.up_proj.forward = lambda input: (
+            torch.nn.functional.linear(input, block.up_proj.weight) + 7
+        )
         changed = block(rows)
         del block.up_proj.forward
-        assert not torch.allclose(changed, before, atol=0.1) and torch.allclose(block(rows), before, atol=1e-5)
+        assert not torch.allclose(changed, before, atol=0.1) and torch.allclose(
+            block(rows), before, atol=1e-5
+        )
     assert not any("forward" in vars(module) for module in block.modules()) and not patching._users
 
 
 def test_layers_are_called_by_name_too():
     block, rows = Gated(torch.nn.SiLU()), torch.randn(4, 48)
     with torch.inference_mode(), onednn.fast_linear(block):
-        assert torch.allclose(block.up_proj(input=rows), block.up_proj(rows)) and torch.allclose(block(rows=rows), block(rows), atol=1e-6)
+        assert torch.allclose(block.up_proj(input=rows), block.up_proj(rows)) and torch.allclose(
+            block(rows=rows), block(rows), atol=1e-6
+        )
 
 
 def test_a_weight_changed_behind_torchs_back_is_packed_again(layers):
@@ -207,7 +229,10 @@ def test_gradients_flow_through_a_gated_block():
     block = Gated(torch.nn.SiLU())
     found = gradients(block, torch.randn(5, 48), onednn.fast_linear(block))
     assert len(found) == len(expected) == 5
-    assert all((one - other).norm() / other.norm() < 1e-5 for one, other in zip(found, expected, strict=True))
+    assert all(
+        (one - other).norm() / other.norm() < 1e-5
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def gradients(layers, rows, context):
@@ -217,7 +242,11 @@ def gradients(layers, rows, context):
     with context:
         out = layers(rows)
     (out * torch.linspace(-1, 2, out.numel()).view(out.shape)).sum().backward()
-    return [out.detach(), rows.grad, *(one.grad.clone() for one in layers.parameters() if one.grad is not None)]
+    return [
+        out.detach(),
+        rows.grad,
+        *(one.grad.clone() for one in layers.parameters() if one.grad is not None),
+    ]
 
 
 @pytest.mark.parametrize("trained", ["all", "last", "none"])
@@ -256,7 +285,12 @@ def four_bits():
         torch.manual_seed(0)
         sizes = ((64, 128, True), (128, 64, False))
         made.append(
-            torch.nn.Sequential(*(bitsandbytes.nn.Linear4bit(i, o, b, torch.float32, quant_type="nf4") for i, o, b in sizes)).to("cpu")
+            torch.nn.Sequential(
+                *(
+                    bitsandbytes.nn.Linear4bit(i, o, b, torch.float32, quant_type="nf4")
+                    for i, o, b in sizes
+                )
+            ).to("cpu")
         )
         for layer in made[-1]:
             layer.support_avx512bf16_for_cpu = False
@@ -270,12 +304,20 @@ def test_4bit_layers_are_those_of_bitsandbytes(four_bits, shape):
         expected = four_bits[0](rows)
         with onednn.fast_linear(four_bits[1]):
             found = four_bits[1](rows)
-    assert (found - expected).norm() / expected.norm() < 1e-5 and (expected[..., 0, :] - expected[..., 1, :]).norm() > 0.1
+    assert (found - expected).norm() / expected.norm() < 1e-5 and (
+        expected[..., 0, :] - expected[..., 1, :]
+    ).norm() > 0.1
     expected, found = (
-        gradients(*both) for both in zip(four_bits, (rows, rows), (nullcontext(), onednn.fast_linear(four_bits[1])), strict=True)
+        gradients(*both)
+        for both in zip(
+            four_bits, (rows, rows), (nullcontext(), onednn.fast_linear(four_bits[1])), strict=True
+        )
     )
     assert len(found) == len(expected) == 3, "the output, the gradients of the rows and of the bias"
-    assert all((one - other).norm() / other.norm() < 1e-5 for one, other in zip(found, expected, strict=True))
+    assert all(
+        (one - other).norm() / other.norm() < 1e-5
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def test_4bit_layers_go_another_way(four_bits):

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from prompteol_utils.encoder import Forward, packing
+from prompteol_utils.encoder import Backbone, packing
 from prompteol_utils.models import tiny_model
 
 ROWS = [list(range(20, 29)), list(range(40, 49)), list(range(60, 65)), [77, 78, 79, 80, 81], [90]]
@@ -14,7 +14,7 @@ PREFIX = [5, 6, 7, 8, 9, 10, 11]
 
 @pytest.fixture(params=["opt", "llama", "mistral", "gemma3", "gpt-neox"])
 def body(request):
-    return Forward(tiny_model(request.param).model).body
+    return Backbone(tiny_model(request.param).model).body
 
 
 def alone(body, row, layer):
@@ -29,7 +29,9 @@ def test_rows_are_what_they_are_alone(body):
     last, first = packing.run(body, ROWS, prefix, [3, 1])
     for states, layer in ((last, 3), (first, 1)):
         for row, found in zip(ROWS, states.split([len(row) for row in ROWS]), strict=True):
-            assert torch.allclose(found, alone(body, PREFIX + row, layer)[len(PREFIX) :], atol=1e-4, rtol=1e-4)
+            assert torch.allclose(
+                found, alone(body, PREFIX + row, layer)[len(PREFIX) :], atol=1e-4, rtol=1e-4
+            )
     assert torch.allclose(prefix.sums[1], alone(body, PREFIX, 1).sum(0), atol=1e-4, rtol=1e-4)
     swapped = packing.run(body, ROWS[1::-1], prefix, [3])[0]
     assert not torch.allclose(swapped, last[: len(swapped)], atol=1e-2), "two different rows differ"
@@ -41,29 +43,42 @@ def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
     prefix = packing.run_prefix(body, PREFIX, [3]) if behind else None
     at, seen = torch.tensor([len(row) for row in ROWS]).cumsum(0) - 1, []
     whole = packing.run(body, ROWS, prefix, [3])[0]
-    linear = [module for name, module in body.named_modules() if ".2." in name and isinstance(module, torch.nn.Linear)]
-    hooks = [module.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel())) for module in linear]
+    linear = [
+        module
+        for name, module in body.named_modules()
+        if ".2." in name and isinstance(module, torch.nn.Linear)
+    ]
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
+        for module in linear
+    ]
     found = packing.run(body, ROWS, prefix, [3], ends=True)[0]
     [hook.remove() for hook in hooks]
     assert torch.allclose(found[at], whole[at], atol=1e-4, rtol=1e-4) and found.shape == whole.shape
-    assert seen[-1] == len(ROWS) and sum(seen) < len(linear) * len(whole), "the layer's last product is on the last tokens alone"
+    assert seen[-1] == len(ROWS) and sum(seen) < len(linear) * len(whole), (
+        "the layer's last product is on the last tokens alone"
+    )
     assert torch.equal(packing.run(body, ROWS, prefix, [3])[0], whole), "nothing of it stays behind"
 
 
 @torch.inference_mode()
 def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
-    body, found = Forward(tiny_model("llama").model).body, []
+    body, found = Backbone(tiny_model("llama").model).body, []
     bias = packing._bias
     monkeypatch.setattr(packing, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
     packing.run(body, ROWS, packing.run_prefix(body, PREFIX, [3]), [3])
     lengths = len({len(row) for row in ROWS})
-    assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, "the prefix, and each length of row"
+    assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, (
+        "the prefix, and each length of row"
+    )
 
 
 @torch.inference_mode()
 def test_the_model_is_left_as_it_was(body):
     def hooks():
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in body.modules())
+        return sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks) for module in body.modules()
+        )
 
     before, hooked = body.config._attn_implementation, hooks()
     for ends in (False, True):
@@ -76,7 +91,7 @@ def test_the_model_is_left_as_it_was(body):
 
 
 def test_threads_share_a_model():
-    body = Forward(tiny_model("llama").model).body
+    body = Backbone(tiny_model("llama").model).body
     expected, wrong = packing.run(body, ROWS, None, [3])[0].detach(), []
 
     def work(rows):
@@ -114,21 +129,33 @@ def test_meanwhile_another_thread_calls_the_model_as_it_is(body):
     expected = alone(body, ROWS[0], 3)
     with packing._running(body, packing._Batch([3, 2], None, None, ends=True)):
         found = elsewhere(lambda: alone(body, ROWS[0], 3))
-    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, expected.roll(1, 0), atol=1e-2)
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(
+        found, expected.roll(1, 0), atol=1e-2
+    )
     assert not packing._before
 
 
 @torch.inference_mode()
 def test_an_attention_out_of_reach_is_said():
-    body = Forward(tiny_model("llama").model).body
+    body = Backbone(tiny_model("llama").model).body
     body.set_attn_implementation("eager")
     with packing._running(body, packing._Batch([3], None, None)):
         found = elsewhere(lambda: alone(body, ROWS[0], 3))
-    assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(found)
+    assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(
+        found
+    )
 
 
 def test_an_attention_with_more_to_it_is_refused(monkeypatch):
     query = torch.zeros(1, 2, 3, 4)
     monkeypatch.setattr(packing._here, "batch", packing._Batch([3], None, None))
     with pytest.raises(packing.CannotPackError, match="softcap"):
-        packing._attention(torch.nn.Module(), query, query, query, torch.ones(1, 1, 3, 3, dtype=torch.bool), softcap=50.0, sliding_window=4)
+        packing._attention(
+            torch.nn.Module(),
+            query,
+            query,
+            query,
+            torch.ones(1, 1, 3, 3, dtype=torch.bool),
+            softcap=50.0,
+            sliding_window=4,
+        )

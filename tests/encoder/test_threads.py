@@ -13,7 +13,9 @@ import torch
 from prompteol_utils.encoder import Encoder, batching, packing, patching, reference
 from prompteol_utils.models import tiny_model
 
-SENTENCES = [f"{'The tide comes in. ' * (n % 7 + 1)}Boat {n} leaves the harbour." for n in range(48)]
+SENTENCES = [
+    f"{'The tide comes in. ' * (n % 7 + 1)}Boat {n} leaves the harbour." for n in range(48)
+]
 SMALL = 64  # tokens in a batch: many batches
 
 
@@ -77,7 +79,10 @@ def test_last_tokens_only_and_all_layers_at_once():
     def keep(name, encode):
         found[name] = [encode(SENTENCES[:12], batch_tokens=SMALL) for _ in range(10)]
 
-    threads = [threading.Thread(target=keep, args=args) for args in (("last", last.encode), ("means", means.encode_layers))]
+    threads = [
+        threading.Thread(target=keep, args=args)
+        for args in (("last", last.encode), ("means", means.encode_layers))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -88,12 +93,18 @@ def test_last_tokens_only_and_all_layers_at_once():
 
 def test_nothing_is_left_behind(together):
     loaded = tiny_model("llama")
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in loaded.model.modules())
+    hooks = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in loaded.model.modules()
+    )
     name = loaded.model.config._attn_implementation
     Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL)
     assert together
     assert loaded.model.config._attn_implementation == name != packing.NAME
-    assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in loaded.model.modules())
+    assert hooks == sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in loaded.model.modules()
+    )
     assert not patching._users and torch.get_num_threads() == 4
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -123,27 +134,27 @@ def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
 
 
 def test_threads_are_shared_out_and_few_batches_get_all_of_them():
-    def side_by_side(run, batches):
-        return batching.side_by_side(run, batches, batching.streams(len(batches)))
+    def parallel_map(run, batches):
+        return batching.parallel_map(run, batches, batching.num_workers(len(batches)))
 
     def run(batch):
         return batch, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
 
     torch.set_num_threads(5)
-    many = list(side_by_side(run, [[n] for n in range(40)]))
+    many = list(parallel_map(run, [[n] for n in range(40)]))
     assert many == [([n], 1, False) for n in range(40)]
-    assert list(side_by_side(run, [[n] for n in range(9)])) == [([n], 5, True) for n in range(9)]
+    assert list(parallel_map(run, [[n] for n in range(9)])) == [([n], 5, True) for n in range(9)]
     torch.set_num_threads(1)
-    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 1, True) for n in range(40)]
-    torch.set_num_threads(batching.STREAMS * 2)
-    assert list(side_by_side(run, [[n] for n in range(40)])) == [([n], 2, False) for n in range(40)]
+    assert list(parallel_map(run, [[n] for n in range(40)])) == [([n], 1, True) for n in range(40)]
+    torch.set_num_threads(batching.NUM_WORKERS * 2)
+    assert list(parallel_map(run, [[n] for n in range(40)])) == [([n], 2, False) for n in range(40)]
 
 
 def test_int8_layers_keep_their_work_in_themselves_and_run_alone(monkeypatch):
-    def alone(run, batches, streams):
-        return map(run, batches) if streams == 1 else pytest.fail("several batches at once")
+    def alone(run, batches, num_workers):
+        return map(run, batches) if num_workers == 1 else pytest.fail("several batches at once")
 
-    monkeypatch.setattr(batching, "side_by_side", alone)
+    monkeypatch.setattr(batching, "parallel_map", alone)
     loaded = tiny_model("llama")
     object.__setattr__(loaded, "quantization", "int8")
     assert Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL).shape[0] == len(SENTENCES)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from prompteol_utils import results
 from prompteol_utils.cli import main
 from prompteol_utils.data import Labelled
-from prompteol_utils.evaluation import Problem, probes, transfer
+from prompteol_utils.evaluation import ProbeTask, probes, transfer
 from prompteol_utils.evaluation.probes import GRID
 from prompteol_utils.models import tiny
 
@@ -29,7 +29,16 @@ def toy(n=120, classes=2, width=6, seed=0, split=None, name="cr", apart=0.8):
     label = random_.integers(0, classes, n)
     x = random_.normal(size=(n, width)) + apart * random_.normal(size=(classes, width))[label]
     text = tuple(" ".join(["word"] * random_.integers(1, 9)) + f" {i}" for i in range(n))
-    task = Labelled(name, text, (), label, split or ("all",) * n, tuple(map(str, range(classes))), "mini", "natural")
+    task = Labelled(
+        name,
+        text,
+        (),
+        label,
+        split or ("all",) * n,
+        tuple(map(str, range(classes))),
+        "mini",
+        "natural",
+    )
     return task, (x * np.logspace(-1, 1, width)).astype(np.float32)
 
 
@@ -68,14 +77,18 @@ def test_all_at_once_is_one_by_one(classes):
     """Training sets of unlike size too: 129 rows make a last batch that 128 rows do not have."""
     task, x = toy(240, classes)
     rows = np.random.default_rng(1).permutation(240)
-    problems = [Problem(rows[:size], rows[200:], (1e-5, 1e-2)) for size in (128, 129, 190)]
-    problems.append(Problem(rows[:150], None, (1e-3, 1.0)))
+    problems = [ProbeTask(rows[:size], rows[200:], (1e-5, 1e-2)) for size in (128, 129, 190)]
+    problems.append(ProbeTask(rows[:150], None, (1e-3, 1.0)))
     fits = probes.fit_senteval(x, task.label, problems, classes=classes, seed=7)
-    assert len({fits.weight[p, g].tobytes() for p in range(4) for g in range(2)}) == 8, "no two are the same by chance"
+    assert len({fits.weight[p, g].tobytes() for p in range(4) for g in range(2)}) == 8, (
+        "no two are the same by chance"
+    )
     for p, problem in enumerate(problems):
         for g, l2 in enumerate(problem.l2):
             best, weight, bias = alone(x, task.label, problem.train, problem.dev, l2, 7, classes)
-            assert np.allclose(fits.weight[p, g].T, weight, atol=2e-5) and np.allclose(fits.bias[p, g], bias, atol=2e-5), (p, g)
+            assert np.allclose(fits.weight[p, g].T, weight, atol=2e-5) and np.allclose(
+                fits.bias[p, g], bias, atol=2e-5
+            ), (p, g)
             assert fits.dev[p, g] == best if problem.dev is not None else np.isnan(fits.dev[p, g])
 
 
@@ -88,7 +101,10 @@ def test_nested_folds_are_those_of_senteval():
     for train, test in cut.split(x_sorted, y):
         scores = []
         for l2 in GRID["senteval"]:
-            dev = [alone(x_sorted, y, train[a], train[b], l2, 5, 2)[0] for a, b in cut.split(x_sorted[train], y[train])]
+            dev = [
+                alone(x_sorted, y, train[a], train[b], l2, 5, 2)[0]
+                for a, b in cut.split(x_sorted[train], y[train])
+            ]
             scores.append(round(100 * np.mean(dev), 2))
         chosen.append(GRID["senteval"][np.argmax(scores)])
         _, weight, bias = alone(x_sorted, y, train, None, chosen[-1], 5, 2)
@@ -107,15 +123,24 @@ def test_equals_a_plain_scikit_learn_nested_cross_validation():
     for train, test in cut.split(x_sorted, y):
 
         def model(l2, n):
-            return make_pipeline(StandardScaler(), LogisticRegression(C=1 / (l2 * n), max_iter=1000))
+            return make_pipeline(
+                StandardScaler(), LogisticRegression(C=1 / (l2 * n), max_iter=1000)
+            )
 
-        inner = [np.mean(cross_val_score(model(l2, 0.8 * len(train)), x_sorted[train], y[train], cv=cut)) for l2 in GRID["lbfgs"]]
+        inner = [
+            np.mean(cross_val_score(model(l2, 0.8 * len(train)), x_sorted[train], y[train], cv=cut))
+            for l2 in GRID["lbfgs"]
+        ]
         chosen.append(GRID["lbfgs"][np.argmax(np.round(100 * np.array(inner), 2))])
         fitted = model(chosen[-1], len(train)).fit(x_sorted[train], y[train])
-        guesses |= dict(zip(order[test].tolist(), fitted.predict(x_sorted[test]).tolist(), strict=True))
+        guesses |= dict(
+            zip(order[test].tolist(), fitted.predict(x_sorted[test]).tolist(), strict=True)
+        )
     found = transfer.classify(x, task, solver="lbfgs", folds=5)
     assert dict(zip(found["index"], found["predicted"], strict=True)) == guesses
-    assert found.groupby("fold")["l2"].first().tolist() == chosen and len(set(chosen)) > 1, "the choice must matter for this to tell"
+    assert found.groupby("fold")["l2"].first().tolist() == chosen and len(set(chosen)) > 1, (
+        "the choice must matter for this to tell"
+    )
 
 
 # --- leakage
@@ -126,7 +151,9 @@ def leaky(x, y, problems, *, classes, seed):
     scaler = StandardScaler().fit(x)
     fits = probes.fit_lbfgs(scaler.transform(x), y, problems, classes=classes, seed=seed)
     weight = fits.weight / scaler.scale_[:, None]
-    return probes.Fits(weight, fits.bias - np.einsum("d,pgdc->pgc", scaler.mean_, weight), fits.dev)
+    return probes.LinearProbes(
+        weight, fits.bias - np.einsum("d,pgdc->pgc", scaler.mean_, weight), fits.dev
+    )
 
 
 def sees_outside(solver) -> bool:
@@ -134,9 +161,11 @@ def sees_outside(solver) -> bool:
     task, x = toy(120)
     changed = x.copy()
     changed[100:] = changed[100:] * 1000 + 77
-    problem = [Problem(np.arange(80), np.arange(80, 100), (1e-3, 1e-1))]
+    problem = [ProbeTask(np.arange(80), np.arange(80, 100), (1e-3, 1e-1))]
     before, after = (solver(one, task.label, problem, classes=2, seed=1) for one in (x, changed))
-    return not np.array_equal(before.dev, after.dev) or not np.allclose(before.weight, after.weight, rtol=1e-9, atol=0)
+    return not np.array_equal(before.dev, after.dev) or not np.allclose(
+        before.weight, after.weight, rtol=1e-9, atol=0
+    )
 
 
 def test_nothing_outside_a_fold_is_seen():
@@ -157,7 +186,9 @@ def test_what_is_tested_was_never_trained_on(monkeypatch, split):
     monkeypatch.setitem(probes.SOLVERS, "lbfgs", spy)
     found = transfer.classify(x, task, solver="lbfgs", folds=4)
     tested = [set(rows) for _, rows in found.groupby("fold")["index"]]
-    assert set.union(*tested) == {i for i in range(120) if task.split[i] == names[-1]} and len(found) == len(set(found["index"]))
+    assert set.union(*tested) == {i for i in range(120) if task.split[i] == names[-1]} and len(
+        found
+    ) == len(set(found["index"]))
     inner, final = asked[0], asked[-1]
     assert [len(problems) for problems in asked] == {1: [16, 4], 2: [4, 1], 3: [1]}[len(names)]
     for problem in inner:
@@ -165,7 +196,9 @@ def test_what_is_tested_was_never_trained_on(monkeypatch, split):
     for fold, test in enumerate(tested):
         mine = inner[4 * fold : 4 * fold + 4] if len(names) == 1 else inner
         for problem in [*mine, final[fold]]:
-            assert not test & (set(problem.train) | set(problem.dev if problem.dev is not None else []))
+            assert not test & (
+                set(problem.train) | set(problem.dev if problem.dev is not None else [])
+            )
     if len(names) == 3:
         assert {task.split[i] for i in inner[0].dev} == {"dev"}
 
@@ -174,12 +207,23 @@ def test_what_is_tested_was_never_trained_on(monkeypatch, split):
 
 
 def vectors(sentences):
-    return np.array([[len(one), sum(map(ord, one)) % 97, one.count("a")] for one in sentences], np.float32)
+    return np.array(
+        [[len(one), sum(map(ord, one)) % 97, one.count("a")] for one in sentences], np.float32
+    )
 
 
 def test_each_sentence_is_encoded_once_and_pairs_become_two_halves():
     asked = []
-    task = Labelled("mrpc", ("a", "bb", "a"), ("bb", "bb", "ccc"), [0, 1, 1], ("train", "train", "test"), ("n", "y"), "mini", "natural")
+    task = Labelled(
+        "mrpc",
+        ("a", "bb", "a"),
+        ("bb", "bb", "ccc"),
+        [0, 1, 1],
+        ("train", "train", "test"),
+        ("n", "y"),
+        "mini",
+        "natural",
+    )
     x = transfer.features(lambda sentences: asked.extend(sentences) or vectors(sentences), task)
     assert asked == ["a", "bb", "ccc"] and x.dtype == np.float32
     u, v = vectors(task.text), vectors(task.text2)
@@ -197,7 +241,12 @@ def test_wrong_input_says_what_is_allowed():
     with pytest.raises(ValueError, match=r"shape \(2, 3\) for 30 sentences"):
         transfer.features(lambda sentences: vectors(sentences[:2]), task)
     with pytest.raises(ValueError, match="sentence 4 holds NaN"):
-        transfer.features(lambda sentences: np.where(np.arange(len(sentences))[:, None] == 4, np.nan, vectors(sentences)), task)
+        transfer.features(
+            lambda sentences: np.where(
+                np.arange(len(sentences))[:, None] == 4, np.nan, vectors(sentences)
+            ),
+            task,
+        )
     with pytest.raises(ValueError, match="30 sentences and x 29 rows"):
         transfer.classify(x[1:], task)
     with pytest.raises(ValueError, match="cannot be cut into folds"):
@@ -206,13 +255,24 @@ def test_wrong_input_says_what_is_allowed():
 
 def test_rows_and_their_table():
     tasks = [toy(60, name=name)[0] for name in ("cr", "mr")]
-    rows = transfer.evaluate_transfer(vectors, tasks, solvers=["lbfgs", "senteval"], seeds=(1, 2), folds=3)
-    assert len(rows) == 8 and rows["accuracy"].between(0, 100).all() and (rows["fold_std"] >= 0).all() and (rows["n_test"] == 60).all()
+    rows = transfer.evaluate_transfer(
+        vectors, tasks, solvers=["lbfgs", "senteval"], seeds=(1, 2), folds=3
+    )
+    assert (
+        len(rows) == 8
+        and rows["accuracy"].between(0, 100).all()
+        and (rows["fold_std"] >= 0).all()
+        and (rows["n_test"] == 60).all()
+    )
     table = transfer.summarise(rows)
-    assert list(table.columns) == ["mr", "cr", "avg"] and table["avg"].isna().all(), "never an average over fewer than seven"
+    assert list(table.columns) == ["mr", "cr", "avg"] and table["avg"].isna().all(), (
+        "never an average over fewer than seven"
+    )
     two = rows[(rows["task"] == "cr") & (rows["solver"] == "lbfgs")]["accuracy"]
     assert table.loc["lbfgs", "cr"] == pytest.approx(two.mean())
-    seven = pd.concat([rows[rows["task"] == "cr"].assign(task=name) for name in transfer.TRANSFER_TASKS])
+    seven = pd.concat(
+        [rows[rows["task"] == "cr"].assign(task=name) for name in transfer.TRANSFER_TASKS]
+    )
     assert transfer.summarise(seven)["avg"].notna().all()
     with pytest.raises(ValueError, match="origin is mixed"):
         transfer.summarise(pd.concat([rows, rows.assign(origin="hub")]))
@@ -220,13 +280,19 @@ def test_rows_and_their_table():
 
 def test_spread_over_folds_and_seeds():
     task, x = toy(90, apart=0.4)
-    rows = pd.DataFrame([transfer.score(x, task, solver="lbfgs", seed=seed, folds=3) for seed in (1, 2, 3)])
+    rows = pd.DataFrame(
+        [transfer.score(x, task, solver="lbfgs", seed=seed, folds=3) for seed in (1, 2, 3)]
+    )
     assert rows["accuracy"].nunique() > 1, "other folds, another accuracy"
     found = transfer.spread(rows).loc[("cr", "lbfgs")]
-    assert found["accuracy"] == pytest.approx(np.mean(rows["accuracy"])) and found["seeds"] == 3 and found["n_test"] == 90
-    assert found["seed_std"] == pytest.approx(np.std(rows["accuracy"], ddof=1)) and found["fold_std"] == pytest.approx(
-        rows["fold_std"].mean()
+    assert (
+        found["accuracy"] == pytest.approx(np.mean(rows["accuracy"]))
+        and found["seeds"] == 3
+        and found["n_test"] == 90
     )
+    assert found["seed_std"] == pytest.approx(np.std(rows["accuracy"], ddof=1)) and found[
+        "fold_std"
+    ] == pytest.approx(rows["fold_std"].mean())
     assert np.isnan(transfer.spread(rows[:1])["seed_std"].iloc[0]), "one seed has no spread"
     with pytest.raises(ValueError, match="n_test is mixed"):
         transfer.spread(pd.concat([rows, rows.assign(n_test=30)]))
@@ -236,14 +302,20 @@ def test_spread_over_folds_and_seeds():
 
 def test_a_learning_curve_keeps_its_test_set_and_rises():
     task, x = toy(400, width=20, apart=0.7)
-    curve = transfer.few_labels(x, task, [16, 64, 10_000], seeds=(0, 1))
-    assert sorted(set(curve["size"])) == [16, 64, 320] and set(curve["n_test"]) == {80} and len(curve) == 6
+    curve = transfer.learning_curve(x, task, [16, 64, 10_000], seeds=(0, 1))
+    assert (
+        sorted(set(curve["size"])) == [16, 64, 320]
+        and set(curve["n_test"]) == {80}
+        and len(curve) == 6
+    )
     mean = curve.groupby("size")["accuracy"].mean()
     assert mean[16] < mean[320] > 75
     split = ("train",) * 300 + ("test",) * 100
-    assert set(transfer.few_labels(x, toy(400, split=split)[0], [16])["n_test"]) == {100}
+    assert set(transfer.learning_curve(x, toy(400, split=split)[0], [16])["n_test"]) == {100}
     rare, x = toy(60, classes=6, split=("train",) * 40 + ("test",) * 20, name="trec")
-    assert len(transfer.few_labels(x, rare, [14, 16], seeds=(0,))) == 2, "a class with a single sentence"
+    assert len(transfer.learning_curve(x, rare, [14, 16], seeds=(0,))) == 2, (
+        "a class with a single sentence"
+    )
 
 
 # --- the command
@@ -255,16 +327,45 @@ def arguments(folder):
         word = random.Random(3)
         for name, size in (("CR/custrev.pos", 210), ("CR/custrev.neg", 150)):
             (senteval / name).parent.mkdir(parents=True, exist_ok=True)
-            lines = [" ".join(word.choices(["fine", "dull", "kettle", "warm", "lamp", "cold"], k=7)) + "\n" for _ in range(size)]
+            lines = [
+                " ".join(word.choices(["fine", "dull", "kettle", "warm", "lamp", "cold"], k=7))
+                + "\n"
+                for _ in range(size)
+            ]
             (senteval / name).write_text("".join(lines))
-    options = ["transfer", "--model", str(folder / "tiny"), "--tasks", "cr", "--folds", "3", "--seeds", "1", "2", "3"]
-    return [*options, "--prompt", "prompteol", "mean", "--root", str(senteval), "--output", str(folder / "rows.jsonl")]
+    options = [
+        "transfer",
+        "--model",
+        str(folder / "tiny"),
+        "--tasks",
+        "cr",
+        "--folds",
+        "3",
+        "--seeds",
+        "1",
+        "2",
+        "3",
+    ]
+    return [
+        *options,
+        "--prompt",
+        "prompteol",
+        "mean",
+        "--root",
+        str(senteval),
+        "--output",
+        str(folder / "rows.jsonl"),
+    ]
 
 
 def table(folder):
     rows = results.Store(folder / "rows.jsonl").read()
     times = ["encode_seconds", "classifier_seconds", "encoded", "commit"]
-    return rows.drop(columns=times).to_json(orient="records", double_precision=15).replace(str(folder), "")
+    return (
+        rows.drop(columns=times)
+        .to_json(orient="records", double_precision=15)
+        .replace(str(folder), "")
+    )
 
 
 def test_three_kills_then_the_same_table_and_nothing_encoded_twice(tmp_path, monkeypatch, capsys):
@@ -272,9 +373,15 @@ def test_three_kills_then_the_same_table_and_nothing_encoded_twice(tmp_path, mon
         tiny.save_tiny("llama", tmp_path / name / "tiny")
     chance, finished, encoded = random.Random(4), 0, []
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    for lines in (1, 3, 8):  # in the first classifier, among the first rows, after the second prompt was encoded
+    for lines in (
+        1,
+        3,
+        8,
+    ):  # in the first classifier, among the first rows, after the second prompt was encoded
         command = [sys.executable, "-m", "prompteol_utils", *arguments(tmp_path / "killed")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         read = [process.stdout.readline() for _ in range(lines)]
         encoded += [line for line in read if "encoded" in line]
         time.sleep(chance.uniform(0, 0.05))
@@ -285,7 +392,10 @@ def test_three_kills_then_the_same_table_and_nothing_encoded_twice(tmp_path, mon
     assert main.main(arguments(tmp_path / "killed")) == 0
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "other"))
     assert main.main(arguments(tmp_path / "whole")) == 0
-    assert table(tmp_path / "killed") == table(tmp_path / "whole") and table(tmp_path / "whole").count('"cr"') == 12
+    assert (
+        table(tmp_path / "killed") == table(tmp_path / "whole")
+        and table(tmp_path / "whole").count('"cr"') == 12
+    )
     assert "seed_std" in capsys.readouterr().out
     assert main.main(arguments(tmp_path / "whole")) == 0
     assert capsys.readouterr().out.count("done before") == 2

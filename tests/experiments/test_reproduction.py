@@ -10,7 +10,7 @@ from prompteol_utils.data import TRANSFER_TASKS, load_transfer
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.experiments import reproduction
 from prompteol_utils.models import MODELS, load_model, save_tiny
-from prompteol_utils.models.registry import NOT_HERE
+from prompteol_utils.models.registry import NOT_REPRODUCED
 from prompteol_utils.results import published
 
 NAMES = ["Anna", "Boris", "Chloe", "Dmitri", "Elena", "Farid", "Greta"]
@@ -29,7 +29,9 @@ def root(tmp_path_factory):
     (folder / "STS/STSBenchmark").mkdir(parents=True)
     lines = []
     for i in range(1379):
-        left, right = (f"{NAMES[k % 7]} {ACTS[k % 5]} at {k % 11} today" for k in (i, i * 3 + i % 4))
+        left, right = (
+            f"{NAMES[k % 7]} {ACTS[k % 5]} at {k % 11} today" for k in (i, i * 3 + i % 4)
+        )
         lines.append(f"main\tMSRvid\t2012\t{i}\t{i % 51 / 10}\t{left.lower()}\t{right.lower()}\n")
     for split in ("train", "dev", "test"):
         (folder / f"STS/STSBenchmark/sts-{split}.csv").write_text("".join(lines))
@@ -41,21 +43,51 @@ def test_every_row_of_the_sts_tables_has_a_command_or_a_reason():
     table = results.paper_table("sts")[["group", "system"]].drop_duplicates()
     have = {(one.group, one.system) for one in known.values()}
     for row in table.itertuples():
-        assert (row.group, row.system) in have or any(row.system in name for name in NOT_HERE), row
-    assert known["opt-2.7b-icl"].prompt.demonstrations[0].word == "Equestrian" and not known["opt-2.7b"].prompt.demonstrations
-    assert known["prompteol-llama-7b"].model == "prompteol-llama-7b" and known["bert-prompt"].prompt.pooling == "mask"
+        assert (row.group, row.system) in have or any(
+            row.system in name for name in NOT_REPRODUCED
+        ), row
+    assert (
+        known["opt-2.7b-icl"].prompt.demonstrations[0].word == "Equestrian"
+        and not known["opt-2.7b"].prompt.demonstrations
+    )
+    assert (
+        known["prompteol-llama-7b"].model == "prompteol-llama-7b"
+        and known["bert-prompt"].prompt.pooling == "mask"
+    )
     assert all(one.model in MODELS for one in known.values())
 
 
-def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(opt, root, tmp_path, monkeypatch, capsys):
-    arguments = ["reproduce", "opt-125m", "--tasks", "stsb", "--root", root, "--weights", opt, "--output", str(tmp_path / "rows.jsonl")]
+def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(
+    opt, root, tmp_path, monkeypatch, capsys
+):
+    arguments = [
+        "reproduce",
+        "opt-125m",
+        "--tasks",
+        "stsb",
+        "--root",
+        root,
+        "--weights",
+        opt,
+        "--output",
+        str(tmp_path / "rows.jsonl"),
+    ]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
-    assert shown.index("facebook/opt-125m, a download of 0.2 GB") < shown.index("fail") and "hours on an H100" in shown
+    assert (
+        shown.index("facebook/opt-125m, a download of 0.2 GB") < shown.index("fail")
+        and "hours on an H100" in shown
+    )
     row = results.Store(tmp_path / "rows.jsonl").rows()[0]
-    assert (row["model"], row["n"], row["weight_origin"]) == ("opt-125m", 1379, "hub fp16, base (a folder)")
+    assert (row["model"], row["n"], row["weight_origin"]) == (
+        "opt-125m",
+        1379,
+        "hub fp16, base (a folder)",
+    )
     table = results.paper_table("sts")
-    table.loc[table["system"].eq("PromptEOL OPT-125M") & table["task"].eq("stsb"), "score"] = row["spearman"] + 0.3
+    table.loc[table["system"].eq("PromptEOL OPT-125M") & table["task"].eq("stsb"), "score"] = (
+        row["spearman"] + 0.3
+    )
     monkeypatch.setattr(published, "paper_table", lambda name: table)
     assert main(arguments) == 0 and "pass" in capsys.readouterr().out
     assert main([*arguments, "--tolerance", "0.2"]) == 1, "0.3 points are more than 0.2"
@@ -65,7 +97,9 @@ def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(opt, r
 def test_another_precision_or_set_gets_no_verdict(opt, tmp_path, monkeypatch):
     monkeypatch.delenv("PROMPTEOL_SENTEVAL", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    table = reproduction.reproduce("opt-125m", tmp_path / "rows.jsonl", tasks=["stsb"], weights=opt)  # the mini set
+    table = reproduction.reproduce(
+        "opt-125m", tmp_path / "rows.jsonl", tasks=["stsb"], weights=opt
+    )  # the mini set
     assert table["verdict"].tolist() == ["not comparable"] and pd.isna(table["difference"][0])
 
 
@@ -87,14 +121,27 @@ def small(tmp_path, monkeypatch):
     }
     files, folder = {}, tmp_path / "small"
     for stem, labels in classes.items():
-        files |= {f"{stem}.{label}": [sentence(i) for i in range(100 * k, 100 * k + 14)] for k, label in enumerate(labels)}
+        files |= {
+            f"{stem}.{label}": [sentence(i) for i in range(100 * k, 100 * k + 14)]
+            for k, label in enumerate(labels)
+        }
     for k, split in enumerate(("train", "dev", "test")):
-        files[f"SST/binary/sentiment-{split}"] = [f"{sentence(100 * k + i)}\t{i % 2}" for i in range(20)]
+        files[f"SST/binary/sentiment-{split}"] = [
+            f"{sentence(100 * k + i)}\t{i % 2}" for i in range(20)
+        ]
     for k, name in enumerate(("train_5500", "TREC_10")):
-        files[f"TREC/{name}.label"] = [f"{('NUM:dist', 'HUM:ind')[i % 2]} {sentence(100 * k + i)} ?" for i in range(28)]
+        files[f"TREC/{name}.label"] = [
+            f"{('NUM:dist', 'HUM:ind')[i % 2]} {sentence(100 * k + i)} ?" for i in range(28)
+        ]
     for k, split in enumerate(("train", "test")):
-        rows = [f"{i % 2}\t1\t2\t{sentence(100 * k + i)}\t{sentence(100 * k + i * 3)}" for i in range(28)]
-        files[f"MRPC/msr_paraphrase_{split}.txt"] = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows]
+        rows = [
+            f"{i % 2}\t1\t2\t{sentence(100 * k + i)}\t{sentence(100 * k + i * 3)}"
+            for i in range(28)
+        ]
+        files[f"MRPC/msr_paraphrase_{split}.txt"] = [
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+            *rows,
+        ]
     for name, lines in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -107,27 +154,51 @@ def small(tmp_path, monkeypatch):
 def test_every_transfer_row_has_a_command_or_a_reason():
     have = {(one.group, one.system) for one in reproduction.reproductions("transfer").values()}
     for row in results.paper_table("transfer")[["group", "system"]].drop_duplicates().itertuples():
-        named = any(row.system in reason.split(", ") for reason in NOT_HERE)
+        named = any(row.system in reason.split(", ") for reason in NOT_REPRODUCED)
         assert ((row.group, row.system) in have) != named, row
 
 
-def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(opt, small, tmp_path, monkeypatch, capsys):
-    arguments = ["reproduce", "opt-6.7b", "--transfer", "--root", small, "--weights", opt, "--output", str(tmp_path / "rows.jsonl")]
+def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(
+    opt, small, tmp_path, monkeypatch, capsys
+):
+    arguments = [
+        "reproduce",
+        "opt-6.7b",
+        "--transfer",
+        "--root",
+        small,
+        "--weights",
+        opt,
+        "--output",
+        str(tmp_path / "rows.jsonl"),
+    ]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
-    assert shown.index("facebook/opt-6.7b, a download of 13.3 GB") < shown.index("sentences encoded") < shown.index("fail")
+    assert (
+        shown.index("facebook/opt-6.7b, a download of 13.3 GB")
+        < shown.index("sentences encoded")
+        < shown.index("fail")
+    )
     rows = results.Store(tmp_path / "rows.jsonl").read()
-    assert rows["task"].tolist() == list(TRANSFER_TASKS) and set(rows["solver"]) == {"senteval"} and set(rows["seed"]) == {1111}
+    assert (
+        rows["task"].tolist() == list(TRANSFER_TASKS)
+        and set(rows["solver"]) == {"senteval"}
+        and set(rows["seed"]) == {1111}
+    )
     table = results.paper_table("transfer")
     own = table["model"].eq("opt-6.7b") & table["system"].eq("PromptEOL")
     table.loc[own, "score"] = rows["accuracy"].mean() + 0.3
     monkeypatch.setattr(published, "paper_table", lambda name: table)
-    monkeypatch.setattr(reproduction, "load_model", lambda *a, **k: pytest.fail("all rows are there"))
+    monkeypatch.setattr(
+        reproduction, "load_model", lambda *a, **k: pytest.fail("all rows are there")
+    )
     assert main(arguments) == 0 and main([*arguments, "--tolerance", "0.2"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("no number") == 14 and shown.count("pass") == shown.count("fail") == 1
     monkeypatch.setitem(reproduction.TRANSFER_SIZES, "trec", 5_952)
-    assert main(arguments) == 1 and "not comparable" in capsys.readouterr().out, "one smaller set, and the average is another"
+    assert main(arguments) == 1 and "not comparable" in capsys.readouterr().out, (
+        "one smaller set, and the average is another"
+    )
     assert main(["reproduce", "opt-6.7b", "--tasks", "mr", "trec", "--root", small]) == 2
     assert "no number is published for mr, trec; there is: avg" in capsys.readouterr().err
 
@@ -135,24 +206,40 @@ def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(opt
 def test_single_tasks_resume_and_are_rows_of_the_verb_transfer(small, tmp_path, monkeypatch):
     llama = str(save_tiny("llama", tmp_path / "llama", hidden_size=64, intermediate_size=128))
     settings = {"root": small, "weights": llama}
-    first = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr"], **settings)
-    assert first["verdict"].tolist() == ["fail"] and first["paper"].tolist() == [92.87] and first["tolerance"].tolist() == [1.0]
-    both = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr", "trec"], **settings)
+    first = reproduction.reproduce_transfer(
+        "llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr"], **settings
+    )
+    assert (
+        first["verdict"].tolist() == ["fail"]
+        and first["paper"].tolist() == [92.87]
+        and first["tolerance"].tolist() == [1.0]
+    )
+    both = reproduction.reproduce_transfer(
+        "llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr", "trec"], **settings
+    )
     assert both["task"].tolist() == ["cr", "trec"], "no average over fewer than seven"
     store = results.Store(tmp_path / "rows.jsonl")
     assert [row["task"] for row in store.rows()] == ["cr", "trec"], "nothing is measured twice"
     encoder = Encoder(load_model("llama-2-7b", weights=llama))
     options = type("Options", (), {"layer": -1, "seed": 0, "limit": None, "folds": 10})
     for task in ("cr", "trec"):
-        assert store.done(evaluate._key(encoder, load_transfer(task, root=small), options, "senteval", 1111))
-    quantised = reproduction.reproduce_transfer("llama-2-7b", tmp_path / "nf4.jsonl", tasks=["cr"], precision="nf4", **settings)
-    assert quantised["verdict"].tolist() == ["not comparable"] and quantised["difference"].isna().all()
+        assert store.done(
+            evaluate._key(encoder, load_transfer(task, root=small), options, "senteval", 1111)
+        )
+    quantised = reproduction.reproduce_transfer(
+        "llama-2-7b", tmp_path / "nf4.jsonl", tasks=["cr"], precision="nf4", **settings
+    )
+    assert (
+        quantised["verdict"].tolist() == ["not comparable"] and quantised["difference"].isna().all()
+    )
 
 
 def test_another_folder_of_weights_finds_no_vectors_of_the_first(small, tmp_path):
     for seed in (0, 1):
         folder = save_tiny("llama", tmp_path / f"llama{seed}", seed=seed)
-        reproduction.reproduce_transfer("llama-2-7b", tmp_path / f"{seed}.jsonl", tasks=["cr"], root=small, weights=folder)
+        reproduction.reproduce_transfer(
+            "llama-2-7b", tmp_path / f"{seed}.jsonl", tasks=["cr"], root=small, weights=folder
+        )
         assert results.Store(tmp_path / f"{seed}.jsonl").rows()[0]["encoded"] == 28
 
 
@@ -164,15 +251,26 @@ def test_an_unknown_task_is_named(capsys):
 def test_unknown_name_lists_what_there_is():
     with pytest.raises(ValueError, match=r"opt-125m, .*SGPT: a mean weighted"):
         reproduction.get_reproduction("sgpt")
-    with pytest.raises(ValueError, match=r"on transfer is called 'opt-125m'; allowed: opt-6.7b, llama-2-7b"):
+    with pytest.raises(
+        ValueError, match=r"on transfer is called 'opt-125m'; allowed: opt-6.7b, llama-2-7b"
+    ):
         reproduction.get_reproduction("opt-125m", "transfer")
 
 
 def test_no_system_is_silently_missing(capsys):
-    assert main(["states"]) == 0 and main(["reproduce"]) == 0 and main(["plan", "opt-6.7b", "opt-66b"]) == 0
+    assert (
+        main(["states"]) == 0
+        and main(["reproduce"]) == 0
+        and main(["plan", "opt-6.7b", "opt-66b"]) == 0
+    )
     shown = capsys.readouterr().out
-    assert all(name in shown for name in MODELS) and all(system in shown for system in NOT_HERE)
-    states = reproduction.states().set_index("system")
+    assert all(name in shown for name in MODELS) and all(
+        system in shown for system in NOT_REPRODUCED
+    )
+    states = reproduction.reproduction_status().set_index("system")
     assert states.loc["smollm2-135m-instruct", "state"] == "real weights"
-    assert states.loc["opt-6.7b", "state"] == "class path on a tiny opt" and states.loc["SGPT", "state"] == "does not run"
+    assert (
+        states.loc["opt-6.7b", "state"] == "class path on a tiny opt"
+        and states.loc["SGPT", "state"] == "does not run"
+    )
     assert states["reason"].ne("").all()

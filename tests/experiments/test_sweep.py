@@ -37,13 +37,31 @@ def mini(monkeypatch):
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
     """What a row says of its cell, without what differs from run to run."""
-    return rows[["model", "dtype", "quantization", "prompt", "task", "split", "n", "spearman", "origin"]]
+    return rows[
+        ["model", "dtype", "quantization", "prompt", "task", "split", "n", "spearman", "origin"]
+    ]
 
 
 def test_a_cell_is_a_row_of_the_verb_sts(models, tmp_path):
-    grid = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", prompts=["prompteol", "mean"], limit=40)
+    grid = experiments.grid(
+        models[:1], ["stsb"], tmp_path / "rows.jsonl", prompts=["prompteol", "mean"], limit=40
+    )
     assert (
-        main(["sts", "--model", models[0], "--prompt", "prompteol", "mean", "--limit", "40", "--output", str(tmp_path / "sts.jsonl")]) == 0
+        main(
+            [
+                "sts",
+                "--model",
+                models[0],
+                "--prompt",
+                "prompteol",
+                "mean",
+                "--limit",
+                "40",
+                "--output",
+                str(tmp_path / "sts.jsonl"),
+            ]
+        )
+        == 0
     )
     alone = Store(tmp_path / "sts.jsonl").read()
     pd.testing.assert_frame_equal(scores(grid), scores(alone))
@@ -52,8 +70,12 @@ def test_a_cell_is_a_row_of_the_verb_sts(models, tmp_path):
     assert (grid[["memory_before", "memory_loaded", "memory_peak"]] > 10**7).all(axis=None)
     assert (grid["sentences"] > 40).all() and (grid["batch_tokens"].isna()).all()
     before = (tmp_path / "sts.jsonl").read_bytes()
-    again = experiments.grid(models[:1], ["stsb"], tmp_path / "sts.jsonl", prompts=["prompteol", "mean"], limit=40)
-    assert (tmp_path / "sts.jsonl").read_bytes() == before, "rows of the verb sts are cells that are done"
+    again = experiments.grid(
+        models[:1], ["stsb"], tmp_path / "sts.jsonl", prompts=["prompteol", "mean"], limit=40
+    )
+    assert (tmp_path / "sts.jsonl").read_bytes() == before, (
+        "rows of the verb sts are cells that are done"
+    )
     pd.testing.assert_frame_equal(scores(again), scores(alone))
 
 
@@ -62,7 +84,9 @@ def test_done_cells_load_no_model(models, tmp_path, monkeypatch):
     first = experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings)
     loads = []
     monkeypatch.setattr(sweep, "load_model", lambda name, **options: loads.append(name))
-    pd.testing.assert_frame_equal(experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings), first)
+    pd.testing.assert_frame_equal(
+        experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings), first
+    )
     assert loads == [] and list(first["model"]) == ["opt", "llama"]
     with pytest.raises(AttributeError):  # another sample is another cell
         experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", precisions=["fp32"], limit=21)
@@ -70,13 +94,29 @@ def test_done_cells_load_no_model(models, tmp_path, monkeypatch):
 
 
 def test_three_kills_then_the_same_rows_as_an_unbroken_run(models, tmp_path):
-    command = [sys.executable, "-m", "prompteol_utils", "grid", "--models", *models, "--prompt", "prompteol", "means", "--limit", "30"]
+    command = [
+        sys.executable,
+        "-m",
+        "prompteol_utils",
+        "grid",
+        "--models",
+        *models,
+        "--prompt",
+        "prompteol",
+        "means",
+        "--limit",
+        "30",
+    ]
     store, finished = Store(tmp_path / "killed.jsonl"), 0
     environment = {**os.environ, **OFFLINE}
     for rows in (0, 1, 3):  # killed before its first row, after it, and with the second model
-        process = subprocess.Popen([*command, "--output", str(store.path)], env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--output", str(store.path)], env=environment, stdout=subprocess.DEVNULL
+        )
         started = time.monotonic()
-        while process.poll() is None and len(store.rows()) < rows and time.monotonic() - started < 120:
+        while (
+            process.poll() is None and len(store.rows()) < rows and time.monotonic() - started < 120
+        ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         finished += process.wait() == 0
@@ -85,7 +125,10 @@ def test_three_kills_then_the_same_rows_as_an_unbroken_run(models, tmp_path):
     settings = {"prompts": ["prompteol", "means"], "limit": 30}
     after = experiments.grid(models, ["stsb"], store, **settings)
     unbroken = experiments.grid(models, ["stsb"], tmp_path / "unbroken.jsonl", **settings)
-    assert scores(after).to_csv() == scores(unbroken).to_csv() and len(store.rows()) == len(unbroken) == 4
+    assert (
+        scores(after).to_csv() == scores(unbroken).to_csv()
+        and len(store.rows()) == len(unbroken) == 4
+    )
 
 
 def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_path, monkeypatch):
@@ -103,10 +146,16 @@ def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_p
     settings = {"prompts": ["means", "prompteol"], "limit": 20}
     rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
     assert list(rows["kind"]) == ["failed", rows["kind"][1]] and pd.isna(rows["kind"][1])
-    assert "out of memory" in rows["reason"][0] and sizes[0] > 1 and sizes[-1] == 1, "halved down to one sentence"
-    monkeypatch.setattr(Encoder, "_run", run)  # not undo(): it would also give the fixture's environment back
+    assert "out of memory" in rows["reason"][0] and sizes[0] > 1 and sizes[-1] == 1, (
+        "halved down to one sentence"
+    )
+    monkeypatch.setattr(
+        Encoder, "_run", run
+    )  # not undo(): it would also give the fixture's environment back
     experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
-    assert len(Store(tmp_path / "rows.jsonl").rows()) == 2, "a failed cell is not tried again unasked"
+    assert len(Store(tmp_path / "rows.jsonl").rows()) == 2, (
+        "a failed cell is not tried again unasked"
+    )
     rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", retry=True, **settings)
     assert rows.get("kind") is None or rows["kind"].isna().all()
     unbroken = experiments.grid(models[:1], ["stsb"], tmp_path / "other.jsonl", **settings)
@@ -122,43 +171,91 @@ def test_a_model_that_does_not_fit_fails_and_the_rest_go_on(models, tmp_path, mo
         return load(name, **options)
 
     monkeypatch.setattr(sweep, "load_model", too_large)
-    arguments = ["grid", "--models", *models, "--limit", "20", "--output", str(tmp_path / "rows.jsonl")]
+    arguments = [
+        "grid",
+        "--models",
+        *models,
+        "--limit",
+        "20",
+        "--output",
+        str(tmp_path / "rows.jsonl"),
+    ]
     assert main(arguments) == 1, "a failed cell is a failed run"
     rows = Store(tmp_path / "rows.jsonl").read()
-    assert rows["reason"][0] == "loading: it needs 140 GB, 24 GB are free" and rows["spearman"].notna().tolist() == [False, True]
+    assert rows["reason"][0] == "loading: it needs 140 GB, 24 GB are free" and rows[
+        "spearman"
+    ].notna().tolist() == [False, True]
     assert "140 GB" in capsys.readouterr().out
 
 
 def test_precisions_stand_beside_fp32_and_gaps_stay_gaps(tmp_path):
     wide = {"hidden_size": 64, "intermediate_size": 128}
-    names = [str(save_tiny("llama", tmp_path / name, seed=seed, **wide)) for seed, name in enumerate("ba")]
-    rows = experiments.grid(names, ["stsb"], tmp_path / "rows.jsonl", precisions=["nf4", "fp32"], limit=20)
+    names = [
+        str(save_tiny("llama", tmp_path / name, seed=seed, **wide))
+        for seed, name in enumerate("ba")
+    ]
+    rows = experiments.grid(
+        names, ["stsb"], tmp_path / "rows.jsonl", precisions=["nf4", "fp32"], limit=20
+    )
     table = experiments.by_precision(rows)
-    assert table[["model", "precision"]].to_numpy().tolist() == [["b", "fp32"], ["b", "nf4"], ["a", "fp32"], ["a", "nf4"]]
+    assert table[["model", "precision"]].to_numpy().tolist() == [
+        ["b", "fp32"],
+        ["b", "nf4"],
+        ["a", "fp32"],
+        ["a", "nf4"],
+    ]
     score = table["spearman"]
-    assert table["difference"].tolist() == pytest.approx([0, score[1] - score[0], 0, score[3] - score[2]])
+    assert table["difference"].tolist() == pytest.approx(
+        [0, score[1] - score[0], 0, score[3] - score[2]]
+    )
     assert table["difference"].ne(0).sum() == 2 and table["sentences/s"].gt(0).all()
-    assert table["peak, MB"].notna().all()  # a tiny model's is lost in what the process gives back meanwhile, and may be negative
+    assert (
+        table["peak, MB"].notna().all()
+    )  # a tiny model's is lost in what the process gives back meanwhile, and may be negative
     without = rows[~(rows["model"].eq("b") & rows["quantization"].isna())]
-    assert experiments.by_precision(without)["difference"].isna().tolist() == [True, False, False], "nothing to compare with"
-    half = experiments.by_precision(pd.concat([rows, rows[rows["quantization"].isna()].assign(dtype="bfloat16", spearman=1.0)]))
-    assert half["precision"].tolist() == ["fp32", "bf16", "nf4"] * 2 and half["difference"][::3].eq(0).all(), "fp32 first, not 16 bits"
-    other = experiments.by_precision(pd.concat([rows, rows.assign(n=21, spearman=rows["spearman"] + 9)]))
-    assert len(other) == 8 and other["difference"].abs().max() == table["difference"].abs().max(), "each sample has its own fp32"
+    assert experiments.by_precision(without)["difference"].isna().tolist() == [
+        True,
+        False,
+        False,
+    ], "nothing to compare with"
+    half = experiments.by_precision(
+        pd.concat([rows, rows[rows["quantization"].isna()].assign(dtype="bfloat16", spearman=1.0)])
+    )
+    assert (
+        half["precision"].tolist() == ["fp32", "bf16", "nf4"] * 2
+        and half["difference"][::3].eq(0).all()
+    ), "fp32 first, not 16 bits"
+    other = experiments.by_precision(
+        pd.concat([rows, rows.assign(n=21, spearman=rows["spearman"] + 9)])
+    )
+    assert len(other) == 8 and other["difference"].abs().max() == table["difference"].abs().max(), (
+        "each sample has its own fp32"
+    )
     fields = ["memory_peak", "memory_before", "sentences", "threads"]
-    assert experiments.by_precision(rows.drop(columns=fields))["sentences/s"].isna().all(), "rows of the verb sts have no memory"
+    assert experiments.by_precision(rows.drop(columns=fields))["sentences/s"].isna().all(), (
+        "rows of the verb sts have no memory"
+    )
     failed = rows.assign(spearman=float("nan"), kind="failed")
-    assert len(experiments.by_precision(pd.concat([failed, rows, rows]))) == 4 and len(experiments.by_precision(failed)) == 0
+    assert (
+        len(experiments.by_precision(pd.concat([failed, rows, rows]))) == 4
+        and len(experiments.by_precision(failed)) == 0
+    )
     assert len(experiments.by_precision(Store(tmp_path / "none.jsonl").read())) == 0
 
 
 def test_a_system_reads_its_own_prompt_unasked(tmp_path):
     weights = {"bert-prompt": {"weights": str(save_tiny("bert", tmp_path / "bert"))}}
-    rows = experiments.grid(["bert-prompt"], ["stsb"], tmp_path / "rows.jsonl", limit=20, load_options=weights)
+    rows = experiments.grid(
+        ["bert-prompt"], ["stsb"], tmp_path / "rows.jsonl", limit=20, load_options=weights
+    )
     assert (rows["prompt"][0], rows["pooling"][0]) == ("bert-prompt", "mask")
     from prompteol_utils.cli.options import own_prompt
 
-    assert [own_prompt(name) for name in ("simcse-bert", "opt-125m", "some/model")] == ["cls", "prompteol", "prompteol"]
+    assert [own_prompt(name) for name in ("simcse-bert", "opt-125m", "some/model")] == [
+        "cls",
+        "prompteol",
+        "prompteol",
+    ]
 
 
 def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
@@ -172,7 +269,10 @@ def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
 
 
 def test_wrong_names_are_said_before_any_work(models, tmp_path):
-    for settings, message in (({"precisions": ["fp8"]}, "allowed: auto, fp32"), ({"prompts": ["promteol"]}, "did you mean 'prompteol'")):
+    for settings, message in (
+        ({"precisions": ["fp8"]}, "allowed: auto, fp32"),
+        ({"prompts": ["promteol"]}, "did you mean 'prompteol'"),
+    ):
         with pytest.raises(ValueError, match=message):
             experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings)
     with pytest.raises(ValueError, match="unknown STS task"):

@@ -8,9 +8,24 @@ import torch
 
 from prompteol_utils.encoder import Encoder, batches
 from prompteol_utils.finetuning import cached_backward, contrastive, contrastive_loss, triplet_loss
-from prompteol_utils.models import Loaded, tiny_model
+from prompteol_utils.models import LoadedModel, tiny_model
 
-WORDS = ("cat", "dog", "river", "boat", "garden", "night", "bridge", "child", "bread", "rain", "music", "street", "winter", "market")
+WORDS = (
+    "cat",
+    "dog",
+    "river",
+    "boat",
+    "garden",
+    "night",
+    "bridge",
+    "child",
+    "bread",
+    "rain",
+    "music",
+    "street",
+    "winter",
+    "market",
+)
 
 
 def sentences(n: int, seed: int = 0) -> list[str]:
@@ -24,9 +39,13 @@ def reader(dropout: float, architecture: str = "llama") -> Encoder:
 
     base = tiny_model(architecture, spread=0.1)
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
+    config = LoraConfig(
+        r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False
+    )
     model = get_peft_model(base.model, config).train()
-    return Encoder(Loaded(model, base.tokenizer, "tiny", "random", "float32", "cpu"), prefix_cache=False)
+    return Encoder(
+        LoadedModel(model, base.tokenizer, "tiny", "random", "float32", "cpu"), prefix_cache=False
+    )
 
 
 def gradients(encoder: Encoder) -> torch.Tensor:
@@ -80,12 +99,17 @@ def test_gradient_of_chunks_is_that_of_one_graph(architecture, dropout):
     encoder = reader(dropout, architecture)
     ids = encoder.tokenize(sentences(24))
     one, many = in_one_graph(encoder, ids), by_chunks(encoder, ids)
-    assert many[0].item() == pytest.approx(one[0].item(), rel=1e-6) and relative(many[1], one[1]) < 1e-5
+    assert (
+        many[0].item() == pytest.approx(one[0].item(), rel=1e-6)
+        and relative(many[1], one[1]) < 1e-5
+    )
     assert torch.equal(one[2], many[2]), "the random numbers after it are those of one pass"
     if dropout:
         torch.manual_seed(8)
         cached_backward(encoder.vectors, ids, LOSS, 150)
-        assert relative(gradients(encoder), one[1]) > 1e-2, "other dropout must give another gradient, or this test tells nothing"
+        assert relative(gradients(encoder), one[1]) > 1e-2, (
+            "other dropout must give another gradient, or this test tells nothing"
+        )
 
 
 def test_without_dropout_it_is_the_gradient_of_the_plain_batch():
@@ -132,12 +156,16 @@ def test_memory_holds_one_graph_at_a_time():
             alive[0] -= 1
             return gradient
 
-    encoder.vectors = lambda rows: Counted.apply(vectors(rows)) if torch.is_grad_enabled() else vectors(rows)
+    encoder.vectors = lambda rows: (
+        Counted.apply(vectors(rows)) if torch.is_grad_enabled() else vectors(rows)
+    )
     by_chunks(encoder, ids)
     assert (alive[0], most[0]) == (0, 1)
 
 
 def test_loss_that_is_not_finite_leaves_no_gradient():
     encoder = reader(0.0)
-    value = cached_backward(encoder.vectors, encoder.tokenize(sentences(6)), lambda v: v.sum() * float("nan"), 100)
+    value = cached_backward(
+        encoder.vectors, encoder.tokenize(sentences(6)), lambda v: v.sum() * float("nan"), 100
+    )
     assert torch.isnan(value) and all(p.grad is None for p in encoder.loaded.model.parameters())

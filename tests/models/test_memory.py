@@ -13,10 +13,18 @@ from prompteol_utils.utils import devices
 GB = 1e9
 
 
-@pytest.mark.parametrize("architecture", ["opt", "opt-350m", "llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt-neox"])
+@pytest.mark.parametrize(
+    "architecture", ["opt", "opt-350m", "llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt-neox"]
+)
 def test_counted_weights_are_the_models(architecture):
     """On models wide enough that norms, biases and positions are the hundredth that the planner leaves out."""
-    fields = {"hidden_size": 256, "num_attention_heads": 8, "max_position_embeddings": 64, "intermediate_size": 1024, "ffn_dim": 1024}
+    fields = {
+        "hidden_size": 256,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 64,
+        "intermediate_size": 1024,
+        "ffn_dim": 1024,
+    }
     own = {**ARCHITECTURES[architecture][1]}
     config = {name: value for name, value in fields.items() if name in own} | (
         {"word_embed_proj_dim": 256} if architecture == "opt" else {}
@@ -41,17 +49,30 @@ def test_numbers_of_a_row_build_its_model(name):
         fields |= {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config_class(**fields))
-    assert memory.estimate_memory(spec, bits=16, batch_tokens=1).weights == pytest.approx(2 * model.num_parameters(), rel=0.02)
+    assert memory.estimate_memory(spec, bits=16, batch_tokens=1).weights == pytest.approx(
+        2 * model.num_parameters(), rel=0.02
+    )
 
 
 def test_known_sizes():
-    memory = {bits: memory.estimate_memory(MODELS["opt-6.7b"], bits=bits, batch_tokens=1024) for bits in (32, 16, 8, 4)}
-    assert memory[16].weights / GB == pytest.approx(13.3, abs=0.2) and memory[4].weights / GB == pytest.approx(3.7, abs=0.2)
+    memory = {
+        bits: memory.estimate_memory(MODELS["opt-6.7b"], bits=bits, batch_tokens=1024)
+        for bits in (32, 16, 8, 4)
+    }
+    assert memory[16].weights / GB == pytest.approx(13.3, abs=0.2) and memory[
+        4
+    ].weights / GB == pytest.approx(3.7, abs=0.2)
     assert memory[32].total > memory[16].total > memory[8].total > memory[4].total
     more = memory.estimate_memory(MODELS["opt-6.7b"], bits=16, batch_tokens=4096)
-    assert more.weights == memory[16].weights and more.activations == pytest.approx(4 * memory[16].activations)
+    assert more.weights == memory[16].weights and more.activations == pytest.approx(
+        4 * memory[16].activations
+    )
     training = memory.estimate_memory(MODELS["opt-6.7b"], bits=4, batch_tokens=1024, training=True)
-    assert training.training > 0 and training.activations > memory[4].activations and training.total > memory[4].total
+    assert (
+        training.training > 0
+        and training.activations > memory[4].activations
+        and training.total > memory[4].total
+    )
 
 
 def test_lora_matrices_are_counted():
@@ -61,7 +82,9 @@ def test_lora_matrices_are_counted():
         model = tiny_model(architecture).model
         shape = memory.shape_of(model.config)
         adapted = get_peft_model(model, LoraConfig(r=memory.LORA_RANK, target_modules="all-linear"))
-        real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        real = sum(
+            parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+        )
         shape = dataclasses.replace(shape, gated_mlp=architecture == "llama")
         estimate = memory.estimate_memory(shape, bits=4, batch_tokens=1, training=True)
         assert estimate.training == 16 * real
@@ -70,7 +93,10 @@ def test_lora_matrices_are_counted():
 def test_table_of_cards():
     table = memory.fitting_table(["opt-125m", "opt-6.7b", "opt-66b"]).set_index("model")
     assert list(table.loc["opt-125m", ["8 GB", "141 GB"]]) == ["16 bit", "16 bit"]
-    assert table.loc["opt-6.7b", "8 GB"] in ("8 bit", "4 bit") and table.loc["opt-6.7b", "24 GB"] == "16 bit"
+    assert (
+        table.loc["opt-6.7b", "8 GB"] in ("8 bit", "4 bit")
+        and table.loc["opt-6.7b", "24 GB"] == "16 bit"
+    )
     assert (
         table.loc["opt-66b", "24 GB"] == "–"
         and table.loc["opt-66b", "80 GB"] in ("8 bit", "4 bit")
@@ -84,7 +110,9 @@ def test_copies_are_those_of_the_linear_layers():
 
     assert memory.PACKED_BYTES == onednn.PACKED_BYTES
     small, large = MODELS["smollm2-135m"], MODELS["opt-1.3b"]
-    beside = [memory.estimate_memory(spec, bits=32, batch_tokens=1).activations for spec in (small, large)]
+    beside = [
+        memory.estimate_memory(spec, bits=32, batch_tokens=1).activations for spec in (small, large)
+    ]
     assert beside[0] > 4 * memory.parameters(small.shape)["matrices"] > beside[1] > memory.WORKSPACE
 
 
@@ -108,11 +136,32 @@ def test_each_measurement_of_memory_is_kept_once(tmp_path, monkeypatch, capsys):
 
     def measure(**asked):
         measured.append(asked)
-        return {"kind": "memory", "bits": 32, "estimate_total": 1, "measured_peak": 1, "ratio": 1.0, **asked, **results.provenance()}
+        return {
+            "kind": "memory",
+            "bits": 32,
+            "estimate_total": 1,
+            "measured_peak": 1,
+            "ratio": 1.0,
+            **asked,
+            **results.provenance(),
+        }
 
     monkeypatch.setattr(memory, "measure", measure)
-    command = ["memory", "smollm2-135m-instruct", "gemma3-270m", "--batch-tokens", "512", "2048", "--output", str(tmp_path / "rows.jsonl")]
-    assert main([*command, "--quantization", "nf4"]) == 0 and main([*command, "--dtype", "bfloat16"]) == 0 and main(command) == 0
+    command = [
+        "memory",
+        "smollm2-135m-instruct",
+        "gemma3-270m",
+        "--batch-tokens",
+        "512",
+        "2048",
+        "--output",
+        str(tmp_path / "rows.jsonl"),
+    ]
+    assert (
+        main([*command, "--quantization", "nf4"]) == 0
+        and main([*command, "--dtype", "bfloat16"]) == 0
+        and main(command) == 0
+    )
     assert len(measured) == 12 and len(results.Store(tmp_path / "rows.jsonl").rows()) == 12
     assert main(command) == 0 and len(measured) == 12 and "done before" in capsys.readouterr().out
 
@@ -133,18 +182,27 @@ def test_estimates_are_near_the_recorded_measurements():
 
 def test_seconds_grow_with_the_work():
     slow, fast = (memory.seconds_per_million(MODELS["opt-6.7b"], speed) for speed in (1e13, 1e14))
-    assert slow == pytest.approx(10 * fast) and slow == pytest.approx(2 * 6.44e9 * 25 * 1e6 / 1e13, rel=0.01)
+    assert slow == pytest.approx(10 * fast) and slow == pytest.approx(
+        2 * 6.44e9 * 25 * 1e6 / 1e13, rel=0.01
+    )
 
 
 def test_too_large_is_said_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "available_memory", lambda device: int(4e9))
-    with pytest.raises(devices.NotEnoughMemoryError, match=r"opt-6.7b needs \d+\.\d GB at 32 .* 4\.0 GB are free .*opt-125m \(32"):
+    with pytest.raises(
+        devices.NotEnoughMemoryError,
+        match=r"opt-6.7b needs \d+\.\d GB at 32 .* 4\.0 GB are free .*opt-125m \(32",
+    ):
         load_model("opt-6.7b")  # the hub is not even asked
-    with pytest.raises(devices.NotEnoughMemoryError, match=r"opt-1.3b \(8 bits\), opt-1.3b \(4 bits\)"):
+    with pytest.raises(
+        devices.NotEnoughMemoryError, match=r"opt-1.3b \(8 bits\), opt-1.3b \(4 bits\)"
+    ):
         load_model("opt-1.3b")
     folder = save_tiny("llama", tmp_path / "tiny")
     monkeypatch.setattr(devices, "available_memory", lambda device: 1000)
-    with pytest.raises(devices.NotEnoughMemoryError, match="tiny needs"):  # a folder of one's own: by its configuration
+    with pytest.raises(
+        devices.NotEnoughMemoryError, match="tiny needs"
+    ):  # a folder of one's own: by its configuration
         load_model(str(folder))
 
 

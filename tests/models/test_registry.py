@@ -29,7 +29,9 @@ def relative(a, b):
 
 def distance(vectors):
     """Smallest relative distance of two different sentences."""
-    gaps = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1) / np.linalg.norm(vectors, axis=1)
+    gaps = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1) / np.linalg.norm(
+        vectors, axis=1
+    )
     return gaps[~np.eye(len(vectors), dtype=bool)].min()
 
 
@@ -45,7 +47,9 @@ def stand_in(tmp_path_factory):
 
             torch.manual_seed(1)
             base = tiny_model(architecture).model
-            get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).save_pretrained(folder)
+            get_peft_model(
+                base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+            ).save_pretrained(folder)
             return folder
         save_tiny(architecture, folder)
         if extra == "2_Dense":
@@ -61,31 +65,63 @@ def stand_in(tmp_path_factory):
 def test_class_path_runs_on_a_tiny_model(name, stand_in):
     spec = MODELS[name]
     adapter = str(stand_in(spec.architecture, "adapter")) if spec.adapter_of else None
-    loaded = load_model(name, weights=stand_in(spec.architecture, "2_Dense" if spec.head == "2_Dense" else ""), adapter=adapter)
-    assert loaded.name == (spec.adapter_of or name) and bool(loaded.adapter) == bool(spec.adapter_of)
+    loaded = load_model(
+        name,
+        weights=stand_in(spec.architecture, "2_Dense" if spec.head == "2_Dense" else ""),
+        adapter=adapter,
+    )
+    assert loaded.name == (spec.adapter_of or name) and bool(loaded.adapter) == bool(
+        spec.adapter_of
+    )
     origin = MODELS[loaded.name].weight_origin + " (a folder)"  # an adapter's field says the rest
     assert (loaded.weight_origin, loaded.prompt, loaded.dtype) == (origin, spec.prompt, "float32")
     assert (loaded.model.get_output_embeddings() is not None) == (spec.kind == "causal")
     encoder = Encoder(loaded, loaded.prompt)
-    expected, vectors = reference(loaded, loaded.prompt, SENTENCES), encoder.encode(SENTENCES, batch_tokens=64)
+    expected, vectors = (
+        reference(loaded, loaded.prompt, SENTENCES),
+        encoder.encode(SENTENCES, batch_tokens=64),
+    )
     assert distance(expected) > 0.01, "the tiny model cannot tell sentences apart"
-    assert vectors.shape == expected.shape == (len(SENTENCES), encoder.dimension) and relative(vectors, expected) < 1e-4
+    assert (
+        vectors.shape == expected.shape == (len(SENTENCES), encoder.dimension)
+        and relative(vectors, expected) < 1e-4
+    )
     assert relative(vectors[::-1], expected) > 0.01
     if spec.head or spec.adapter_of:
         bare = tiny_model(spec.architecture)
         without = reference(bare, spec.prompt, SENTENCES)
-        assert without.shape != expected.shape or relative(without, expected) > 0.01, "the layer on top, or the adapter, does nothing"
+        assert without.shape != expected.shape or relative(without, expected) > 0.01, (
+            "the layer on top, or the adapter, does nothing"
+        )
 
 
 def test_layer_on_top_is_what_it_says(stand_in):
-    plain, dense = load_model("st5-enc", weights=stand_in("t5")), load_model("st5-enc-nli", weights=stand_in("t5", "2_Dense"))
+    plain, dense = (
+        load_model("st5-enc", weights=stand_in("t5")),
+        load_model("st5-enc-nli", weights=stand_in("t5", "2_Dense")),
+    )
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(2)).numpy()
-    assert relative(Encoder(dense, "mean").encode(SENTENCES), Encoder(plain, "mean").encode(SENTENCES) @ weight.T) < 1e-4
-    plain, pooler = (load_model(name, weights=stand_in("roberta")) for name in ("simcse-roberta", "simcse-roberta-nli"))
+    assert (
+        relative(
+            Encoder(dense, "mean").encode(SENTENCES),
+            Encoder(plain, "mean").encode(SENTENCES) @ weight.T,
+        )
+        < 1e-4
+    )
+    plain, pooler = (
+        load_model(name, weights=stand_in("roberta"))
+        for name in ("simcse-roberta", "simcse-roberta-nli")
+    )
     layer = plain.model.pooler
     first = torch.from_numpy(Encoder(plain, "cls").encode(SENTENCES))
     with torch.inference_mode():
-        assert relative(Encoder(pooler, "cls").encode(SENTENCES), layer.activation(layer.dense(first)).numpy()) < 1e-4
+        assert (
+            relative(
+                Encoder(pooler, "cls").encode(SENTENCES),
+                layer.activation(layer.dense(first)).numpy(),
+            )
+            < 1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -106,9 +142,16 @@ def test_mask_is_read_where_the_prompt_has_it(name, text, stand_in):
     with torch.inference_mode():
         states = loaded.model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
     vector = Encoder(loaded, prompt).encode("It rains")
-    assert relative(vector[None], states[at : at + 1]) < 1e-4 and relative(vector[None], states[at - 1 : at]) > 0.01
-    without = get_prompt(prompt).__class__(prompt.prefix, prompt.suffix.removesuffix("."), "no period", "mask", "period")
-    assert relative(Encoder(loaded, without).encode("It rains")[None], vector[None]) > 0.01, "the final period matters"
+    assert (
+        relative(vector[None], states[at : at + 1]) < 1e-4
+        and relative(vector[None], states[at - 1 : at]) > 0.01
+    )
+    without = get_prompt(prompt).__class__(
+        prompt.prefix, prompt.suffix.removesuffix("."), "no period", "mask", "period"
+    )
+    assert relative(Encoder(loaded, without).encode("It rains")[None], vector[None]) > 0.01, (
+        "the final period matters"
+    )
 
 
 def test_poolings_refuse_models_that_they_do_not_suit(stand_in):
@@ -128,12 +171,17 @@ def test_four_bits_keep_the_order_of_similarities(architecture, tmp_path):
     if architecture.startswith("opt"):
         wide |= {"word_embed_proj_dim": 128 if architecture == "opt" else 64, "ffn_dim": 256}
     elif architecture != "gpt2":
-        wide |= {"intermediate_size": 256} | ({"head_dim": 32} if architecture in ("qwen3", "gemma3") else {})
+        wide |= {"intermediate_size": 256} | (
+            {"head_dim": 32} if architecture in ("qwen3", "gemma3") else {}
+        )
     folder = str(save_tiny(architecture, tmp_path, spread=0.05, **wide))
     full, small = Encoder(load_model(folder)), Encoder(load_model(folder, quantization="nf4"))
     assert any(type(module).__name__ == "Linear4bit" for module in small.loaded.model.modules())
     a, b = full.encode(SENTENCES), small.encode(SENTENCES)
-    assert relative(b, reference(small.loaded, "prompteol", SENTENCES)) < 1e-4 and relative(a, b) > 1e-3
+    assert (
+        relative(b, reference(small.loaded, "prompteol", SENTENCES)) < 1e-4
+        and relative(a, b) > 1e-3
+    )
     pairs = np.triu_indices(len(SENTENCES), 1)
     ranks = [(x @ x.T / np.outer(n := np.linalg.norm(x, axis=1), n))[pairs] for x in (a, b)]
     correlation = spearmanr(*ranks).statistic
@@ -146,10 +194,31 @@ def test_four_bits_keep_the_order_of_similarities(architecture, tmp_path):
 
 def test_rows_are_complete():
     for name, spec in MODELS.items():
-        assert name == spec.name and "/" in spec.hub_id and spec.verified and spec.licence and spec.weight_origin
-        assert spec.architecture in ARCHITECTURES and (spec.kind == "encoder") == (spec.architecture in ENCODERS)
-        assert get_prompt(spec.prompt) and spec.shape.source and (not spec.adapter_of or spec.adapter_of in MODELS)
-    systems = {"opt": 8, "llama-": 4, "prompteol-opt": 4, "prompteol-llama": 3, "qwen2.5": 3, "qwen3": 3, "smollm2": 3, "pythia": 3}
+        assert (
+            name == spec.name
+            and "/" in spec.hub_id
+            and spec.verified
+            and spec.licence
+            and spec.weight_origin
+        )
+        assert spec.architecture in ARCHITECTURES and (spec.kind == "encoder") == (
+            spec.architecture in ENCODERS
+        )
+        assert (
+            get_prompt(spec.prompt)
+            and spec.shape.source
+            and (not spec.adapter_of or spec.adapter_of in MODELS)
+        )
+    systems = {
+        "opt": 8,
+        "llama-": 4,
+        "prompteol-opt": 4,
+        "prompteol-llama": 3,
+        "qwen2.5": 3,
+        "qwen3": 3,
+        "smollm2": 3,
+        "pythia": 3,
+    }
     for start, least in systems.items():
         assert sum(name.startswith(start) for name in MODELS) >= least, start
 
@@ -168,15 +237,20 @@ def test_size_is_what_the_name_says(name):
 
 def test_baselines_name_rows_of_the_paper():
     table = paper_table("sts")
-    known = {f"{group}|{system}" for group, system in zip(table["group"], table["system"], strict=True)}
+    known = {
+        f"{group}|{system}" for group, system in zip(table["group"], table["system"], strict=True)
+    }
     named = {spec.paper for spec in MODELS.values() if spec.paper}
     assert named <= known
     for row in table[["group", "system", "model", "adapter"]].drop_duplicates().itertuples():
         runnable = row.model in MODELS or f"{row.group}|{row.system}" in named
-        reason = any(row.system in name for name in registry.NOT_HERE)
+        reason = any(row.system in name for name in registry.NOT_REPRODUCED)
         assert runnable or reason, f"{row.system} ({row.group}) is neither a row nor explained"
         if row.adapter:
-            assert any(spec.hub_id == row.adapter and spec.adapter_of == row.model for spec in MODELS.values()), row.adapter
+            assert any(
+                spec.hub_id == row.adapter and spec.adapter_of == row.model
+                for spec in MODELS.values()
+            ), row.adapter
 
 
 def test_broken_table_is_named(tmp_path):

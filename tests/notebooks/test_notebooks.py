@@ -11,17 +11,23 @@ from tools.notebooks import rules, run
 README = rules.ROOT / "README.md"
 NOTEBOOKS = rules.find()
 PROFILES = yaml.safe_load((rules.NOTEBOOKS / "profiles.yml").read_text(encoding="utf-8"))
-TIME = re.compile(r"^\*\*Time\*\*: about (.+? minutes?) on a 2-core CPU · \*\*Memory\*\*: (.+? GB)", re.MULTILINE)
+TIME = re.compile(
+    r"^\*\*Time\*\*: about (.+? minutes?) on a 2-core CPU · \*\*Memory\*\*: (.+? GB)", re.MULTILINE
+)
 BEFORE = re.compile(r"^\*\*Read before\*\*: (.+)$", re.MULTILINE)
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS or [pytest.param(None, marks=pytest.mark.skip("no notebook yet"))], ids=str)
+each_notebook = pytest.mark.parametrize(
+    "path", NOTEBOOKS or [pytest.param(None, marks=pytest.mark.skip("no notebook yet"))], ids=str
+)
 
 
 def header(path: Path) -> tuple[str, str, str, str]:
     """Title, minutes, memory and what to read before, from a notebook's first cell."""
     text = rules.tagged(rules.read(path), "header")[0].source
     time, before = TIME.search(text), BEFORE.search(text)
-    assert time and before, f"{path.stem}: its header lacks the two lines that CONTRIBUTING.md shows"
+    assert time and before, (
+        f"{path.stem}: its header lacks the two lines that CONTRIBUTING.md shows"
+    )
     return text.splitlines()[0].removeprefix("# "), time.group(1), time.group(2), before.group(1)
 
 
@@ -33,7 +39,11 @@ def test_keeps_the_rules(path):
 @each_notebook
 def test_has_three_exercises_with_solutions(path):
     nb = rules.read(path)
-    checks = [rules.exercise_check(cell) for cell in rules.tagged(nb, "exercise") if cell.cell_type == "code"]
+    checks = [
+        rules.exercise_check(cell)
+        for cell in rules.tagged(nb, "exercise")
+        if cell.cell_type == "code"
+    ]
     assert checks == ["check_1", "check_2", "check_3"]
 
 
@@ -41,7 +51,9 @@ def test_has_three_exercises_with_solutions(path):
 def test_compares_some_output(path):
     marked = rules.tagged(rules.read(path), rules.COMPARED)
     assert marked and all(cell.outputs for cell in marked), "nbval has nothing to compare"
-    assert all(rules.texts(output) for cell in marked for output in cell.outputs), "nbval leaves pictures out"
+    assert all(rules.texts(output) for cell in marked for output in cell.outputs), (
+        "nbval leaves pictures out"
+    )
 
 
 @each_notebook
@@ -53,7 +65,9 @@ def test_profile_names_real_parameters(path, profile):
 def test_profiles_name_real_notebooks():
     assert {"smoke", "gpu"} <= set(PROFILES)
     for profile, values in PROFILES.items():
-        assert set(values or {}) <= {path.stem for path in NOTEBOOKS}, f"{profile} names a notebook that is not there"
+        assert set(values or {}) <= {path.stem for path in NOTEBOOKS}, (
+            f"{profile} names a notebook that is not there"
+        )
 
 
 def table(text: str) -> dict[str, list[str]]:
@@ -76,12 +90,24 @@ def test_readme_row_says_what_the_header_says(path):
     """Columns: notebook, question, minutes, memory, read before."""
     _, minutes, memory, before = header(path)
     row = table(README.read_text(encoding="utf-8"))[path.stem]
-    assert [row[2], row[3], row[4]] == [minutes.removesuffix("s").removesuffix(" minute"), memory, before]
+    assert [row[2], row[3], row[4]] == [
+        minutes.removesuffix("s").removesuffix(" minute"),
+        memory,
+        before,
+    ]
 
 
 def test_a_wrong_table_is_seen():
     line = "| [00 Quickstart](notebooks/00_quickstart.ipynb) | What is it? | 5 | 1 GB | nothing |"
     assert table(f"text\n|a|\n{line}\n") == {
-        "00_quickstart": ["[00 Quickstart](notebooks/00_quickstart.ipynb)", "What is it?", "5", "1 GB", "nothing"]
+        "00_quickstart": [
+            "[00 Quickstart](notebooks/00_quickstart.ipynb)",
+            "What is it?",
+            "5",
+            "1 GB",
+            "nothing",
+        ]
     }
-    assert TIME.search("x\n**Time**: about 5 minutes on a 2-core CPU · **Memory**: 1.5 GB\n").groups() == ("5 minutes", "1.5 GB")
+    assert TIME.search(
+        "x\n**Time**: about 5 minutes on a 2-core CPU · **Memory**: 1.5 GB\n"
+    ).groups() == ("5 minutes", "1.5 GB")

@@ -45,7 +45,11 @@ def test_rows_come_back_as_they_went(store):
     assert [json.loads(line) for line in store.path.read_bytes().split(b"\n")[:-1]] == rows
     for again in (store, results.Store(store.path)):
         frame = again.read()
-        assert again.rows() == rows and list(frame["task"]) == ["stsb", "sts12"] and frame["demonstrations"][0] == rows[0]["demonstrations"]
+        assert (
+            again.rows() == rows
+            and list(frame["task"]) == ["stsb", "sts12"]
+            and frame["demonstrations"][0] == rows[0]["demonstrations"]
+        )
 
 
 def test_an_absent_store_is_empty_and_not_created(store):
@@ -54,9 +58,22 @@ def test_an_absent_store_is_empty_and_not_created(store):
 
 
 def test_numpy_and_tuples_become_plain(store):
-    store.append(ROW | {"spearman": np.float64(61.0), "n": np.int64(7), "demonstrations": ("a=>b",), "other": np.float32(0.5)})
+    store.append(
+        ROW
+        | {
+            "spearman": np.float64(61.0),
+            "n": np.int64(7),
+            "demonstrations": ("a=>b",),
+            "other": np.float32(0.5),
+        }
+    )
     row = json.loads(store.path.read_text())
-    assert (row["spearman"], row["n"], row["demonstrations"], row["other"]) == (61.0, 7, ["a=>b"], 0.5)
+    assert (row["spearman"], row["n"], row["demonstrations"], row["other"]) == (
+        61.0,
+        7,
+        ["a=>b"],
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("field", list(store_module.STS_FIELDS))
@@ -108,20 +125,31 @@ def test_other_kinds_need_only_provenance(store):
 
 def test_provenance_names_versions_and_commit(monkeypatch):
     found = results.provenance(7)
-    assert found["seed"] == 7 and {"python", "torch", "transformers", "numpy"} <= set(found["versions"])
-    head = subprocess.run(["git", "-C", results.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert found["seed"] == 7 and {"python", "torch", "transformers", "numpy"} <= set(
+        found["versions"]
+    )
+    head = subprocess.run(
+        ["git", "-C", results.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     expected = head.stdout.strip() if head.returncode == 0 else "unknown"
     store_module._commit.cache_clear()
     assert results.provenance()["commit"].removesuffix("+dirty") == expected
 
 
-def test_commit_is_unknown_outside_and_inside_another_checkout_and_marks_changes(tmp_path, monkeypatch):
+def test_commit_is_unknown_outside_and_inside_another_checkout_and_marks_changes(
+    tmp_path, monkeypatch
+):
     def commit():
         store_module._commit.cache_clear()
         return results.provenance()["commit"]
 
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     package = tmp_path / "inner" / "prompteol_utils"
     package.mkdir(parents=True)
@@ -150,12 +178,29 @@ def test_commit_is_unknown_outside_and_inside_another_checkout_and_marks_changes
 
 def test_done_compares_every_field_as_plain_values(store):
     store.append(ROW | {"demonstrations": ["a=>b", "c=>d"], "seconds": 2.0})
-    for key in ({"task": "stsb"}, {"demonstrations": ["a=>b", "c=>d"], "quantization": None}, {"demonstrations": ("a=>b", "c=>d")}):
+    for key in (
+        {"task": "stsb"},
+        {"demonstrations": ["a=>b", "c=>d"], "quantization": None},
+        {"demonstrations": ("a=>b", "c=>d")},
+    ):
         assert store.done(key)
-    assert store.done({"seconds": 2}) and store.done({"n": 1379.0}) and store.done({"n": np.int64(1379)})
-    for key in ({"task": "sts12"}, {"demonstrations": ["c=>d", "a=>b"]}, {"demonstrations": ["a=>b"]}, {"quantization": "nf4"}):
+    assert (
+        store.done({"seconds": 2})
+        and store.done({"n": 1379.0})
+        and store.done({"n": np.int64(1379)})
+    )
+    for key in (
+        {"task": "sts12"},
+        {"demonstrations": ["c=>d", "a=>b"]},
+        {"demonstrations": ["a=>b"]},
+        {"quantization": "nf4"},
+    ):
         assert not store.done(key)
-    assert not store.done({"task": "stsb", "n": 5}) and not store.done({"unknown": 1}) and not store.done({"n": "1379"})
+    assert (
+        not store.done({"task": "stsb", "n": 5})
+        and not store.done({"unknown": 1})
+        and not store.done({"n": "1379"})
+    )
     assert store.done({"a field of later days": None})
     with pytest.raises(ValueError, match="at least one field"):
         store.done({})
@@ -169,7 +214,9 @@ def test_done_sees_rows_of_other_processes_and_rewritten_files(store):
     lines = store.path.read_bytes().splitlines(keepends=True)
     with files.atomic_file(store.path) as file:
         file.write(lines[0].replace(b'"stsb"', b'"sts9"') + lines[1])
-    assert store.done({"task": "sts9"}) and not store.done({"task": "stsb"}), "another file of the same length and last line"
+    assert store.done({"task": "sts9"}) and not store.done({"task": "stsb"}), (
+        "another file of the same length and last line"
+    )
     store.path.write_bytes(lines[0])
     assert store.done({"task": "stsb"}) and not store.done({"task": "sts12"})
     store.path.unlink()
@@ -198,7 +245,10 @@ def test_a_torn_last_line_is_left_out_then_repaired(store, cut):
     assert store.path.read_bytes() == whole + whole[:cut], "reading changes nothing"
     with pytest.warns(UserWarning, match="dropped"):
         fresh.append(ROW | {"task": "sts12"})
-    assert [row["task"] for row in map(json.loads, store.path.read_text().splitlines())] == ["stsb", "sts12"]
+    assert [row["task"] for row in map(json.loads, store.path.read_text().splitlines())] == [
+        "stsb",
+        "sts12",
+    ]
     assert fresh.done({"task": "sts12"}) and len(results.Store(store.path).read()) == 2
 
 
@@ -227,7 +277,12 @@ def test_a_broken_line_in_the_middle_names_file_and_line(store, line, words):
     store.append(ROW)
     whole = store.path.read_text()
     store.path.write_text(whole + line + "\n" + whole)
-    for call in (store.read, lambda: store.append(ROW), lambda: store.done({"a": 1}), results.Store(store.path).read):
+    for call in (
+        store.read,
+        lambda: store.append(ROW),
+        lambda: store.done({"a": 1}),
+        results.Store(store.path).read,
+    ):
         with pytest.raises(ValueError, match=rf"rows\.jsonl, {words}"):
             call()
     store.path.write_text(whole + "\n" + whole)
@@ -258,7 +313,11 @@ for n in range({first}, {last}):
 
 
 def job(folder, first, last):
-    return subprocess.Popen([sys.executable, "-c", JOB.format(row=ROW, first=first, last=last)], cwd=folder, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB.format(row=ROW, first=first, last=last)],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_three_kills_then_the_same_bytes_as_an_unbroken_run(tmp_path):
@@ -275,14 +334,21 @@ def test_three_kills_then_the_same_bytes_as_an_unbroken_run(tmp_path):
     assert finished == 0, "every kill met a run at work"
     assert job(tmp_path / "killed", 1, 400).wait() == 0
     assert job(tmp_path / "unbroken", 1, 400).wait() == 0
-    assert (tmp_path / "killed" / "rows.jsonl").read_bytes() == (tmp_path / "unbroken" / "rows.jsonl").read_bytes()
+    assert (tmp_path / "killed" / "rows.jsonl").read_bytes() == (
+        tmp_path / "unbroken" / "rows.jsonl"
+    ).read_bytes()
 
 
 def test_two_processes_add_to_one_file(tmp_path):
     processes = [job(tmp_path, 1, 150), job(tmp_path, 150, 300)]
-    assert [process.wait() for process in processes] == [0, 0], processes[0].stderr.read() + processes[1].stderr.read()
+    assert [process.wait() for process in processes] == [0, 0], (
+        processes[0].stderr.read() + processes[1].stderr.read()
+    )
     frame = results.Store(tmp_path / "rows.jsonl").read()
-    assert sorted(frame["n"]) == list(range(1, 300)) and (frame["extra"].str.len() == frame["n"] * 50).all()
+    assert (
+        sorted(frame["n"]) == list(range(1, 300))
+        and (frame["extra"].str.len() == frame["n"] * 50).all()
+    )
 
 
 # --- the embedding cache
@@ -299,7 +365,12 @@ class Fake:
             if not isinstance(sentence, str) or not sentence.strip():
                 raise ValueError(f"sentence {index}")
         self.seen += sentences
-        rows = [np.frombuffer(hashlib.sha512(repr((self.key, s)).encode()).digest(), np.uint32)[: self.width] for s in sentences]
+        rows = [
+            np.frombuffer(hashlib.sha512(repr((self.key, s)).encode()).digest(), np.uint32)[
+                : self.width
+            ]
+            for s in sentences
+        ]
         return np.array(rows, np.float32).reshape(len(sentences), self.width)
 
 
@@ -315,13 +386,23 @@ def test_only_new_sentences_are_run_and_the_order_is_kept(cache):
     mixed = ["new", *reversed(texts), "new", texts[7], "Neu ü"]
     assert np.array_equal(cache.encode(fake, mixed), Fake().encode(mixed))
     assert fake.seen[3000:] == ["Neu ü", "new"]
-    assert np.array_equal(results.EmbeddingCache(cache.folder).encode(fake, iter(mixed)), Fake().encode(mixed)) and len(fake.seen) == 3002
     assert (
-        cache.encode(fake, mixed).dtype == np.float32 and cache.encode(fake, "new").shape == (8,) and cache.encode(fake, []).shape == (0, 8)
+        np.array_equal(
+            results.EmbeddingCache(cache.folder).encode(fake, iter(mixed)), Fake().encode(mixed)
+        )
+        and len(fake.seen) == 3002
+    )
+    assert (
+        cache.encode(fake, mixed).dtype == np.float32
+        and cache.encode(fake, "new").shape == (8,)
+        and cache.encode(fake, []).shape == (0, 8)
     )
 
 
-@pytest.mark.parametrize("other", [{"prompt": "q"}, {"dtype": "bfloat16"}, {"weight_origin": "x"}, {"model": "fake-model"}])
+@pytest.mark.parametrize(
+    "other",
+    [{"prompt": "q"}, {"dtype": "bfloat16"}, {"weight_origin": "x"}, {"model": "fake-model"}],
+)
 def test_another_encoder_has_its_own_vectors(cache, other):
     one, two = Fake(), Fake(**other)
     assert not np.array_equal(cache.encode(one, ["a"]), cache.encode(two, ["a"]))
@@ -339,7 +420,11 @@ def test_a_rise_of_its_version_forgets_all(cache, monkeypatch):
 def test_wrap_gives_a_function_with_the_key(cache):
     fake = Fake()
     encode = cache.wrap(fake)
-    assert encode.key == fake.key and np.array_equal(encode(["a", "b"]), encode(["a", "b"])) and sorted(fake.seen) == ["a", "b"]
+    assert (
+        encode.key == fake.key
+        and np.array_equal(encode(["a", "b"]), encode(["a", "b"]))
+        and sorted(fake.seen) == ["a", "b"]
+    )
 
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, b"a"])
@@ -352,8 +437,14 @@ def test_the_encoder_refuses_a_bad_sentence_by_its_own_index(cache, bad):
 
 def test_vectors_that_are_not_numbers_are_returned_but_not_kept(cache):
     fake = Fake()
-    fake.encode = lambda texts, show_progress_bar=None: fake.seen.extend(texts) or np.full((len(texts), 8), np.nan, np.float32)
-    assert np.isnan(cache.encode(fake, ["a"])).all() and np.isnan(cache.encode(fake, ["a"])).all() and fake.seen == ["a", "a"]
+    fake.encode = lambda texts, show_progress_bar=None: (
+        fake.seen.extend(texts) or np.full((len(texts), 8), np.nan, np.float32)
+    )
+    assert (
+        np.isnan(cache.encode(fake, ["a"])).all()
+        and np.isnan(cache.encode(fake, ["a"])).all()
+        and fake.seen == ["a", "a"]
+    )
 
 
 def test_a_stream_is_used_where_there_is_one(cache):
@@ -402,7 +493,10 @@ def test_a_corrupt_file_is_noticed_and_done_again(cache, damage):
         assert np.array_equal(cache.encode(fake, texts), Fake(width=8).encode(texts))
     assert (damage == "empty") or any("is corrupt" in str(warning.message) for warning in caught)
     before = len(fake.seen)
-    assert np.array_equal(cache.encode(fake, texts), Fake(width=8).encode(texts)) and len(fake.seen) == before
+    assert (
+        np.array_equal(cache.encode(fake, texts), Fake(width=8).encode(texts))
+        and len(fake.seen) == before
+    )
 
 
 def test_a_single_changed_bit_is_noticed(cache):
@@ -412,9 +506,14 @@ def test_a_single_changed_bit_is_noticed(cache):
     with sqlite3.connect(file) as database:
         digest = hashlib.sha256(b"a").digest()
         (blob,) = database.execute("SELECT vector FROM vectors WHERE text = ?", [digest]).fetchone()
-        database.execute("UPDATE vectors SET vector = ? WHERE text = ?", [bytes([blob[0] ^ 1]) + blob[1:], digest])
+        database.execute(
+            "UPDATE vectors SET vector = ? WHERE text = ?",
+            [bytes([blob[0] ^ 1]) + blob[1:], digest],
+        )
     database.close()
-    assert np.array_equal(cache.encode(fake, ["a", "b"]), Fake().encode(["a", "b"])) and sorted(fake.seen) == ["a", "a", "b"]
+    assert np.array_equal(cache.encode(fake, ["a", "b"]), Fake().encode(["a", "b"])) and sorted(
+        fake.seen
+    ) == ["a", "a", "b"]
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path, cache, monkeypatch):
@@ -450,7 +549,9 @@ print(len(slow.seen), "run", file=sys.stderr)
 
 def encode_job(folder):
     code = ENCODE.format(tests=str(results.ROOT / "tests"))
-    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_kill_costs_one_chunk(tmp_path):
@@ -466,17 +567,33 @@ def test_a_kill_costs_one_chunk(tmp_path):
     *rest, summary = process.stderr.readlines()
     assert process.wait() == 0
     runs = lost + len(rest)
-    assert math.ceil(20_000 / 1024) <= runs <= math.ceil(20_000 / 1024) + 3, f"{runs} chunks run; {summary}"
-    assert int(summary.split()[0]) <= 20_000 - 3 * 2 * 1024, "each killed run left at least two chunks"
+    assert math.ceil(20_000 / 1024) <= runs <= math.ceil(20_000 / 1024) + 3, (
+        f"{runs} chunks run; {summary}"
+    )
+    assert int(summary.split()[0]) <= 20_000 - 3 * 2 * 1024, (
+        "each killed run left at least two chunks"
+    )
     fake = Fake()
-    assert np.array_equal(results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)) and not fake.seen
+    assert (
+        np.array_equal(
+            results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)
+        )
+        and not fake.seen
+    )
 
 
 def test_two_processes_fill_one_cache(tmp_path):
     processes = [encode_job(tmp_path) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0], [process.stderr.read() for process in processes]
+    assert [process.wait() for process in processes] == [0, 0], [
+        process.stderr.read() for process in processes
+    ]
     fake, texts = Fake(), [f"sentence {n}" for n in range(20_000)]
-    assert np.array_equal(results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)) and not fake.seen
+    assert (
+        np.array_equal(
+            results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)
+        )
+        and not fake.seen
+    )
 
 
 # --- beside the paper
@@ -484,7 +601,11 @@ def test_two_processes_fill_one_cache(tmp_path):
 
 def paper(**change):
     table = results.paper_table("sts")
-    row = table[(table["system"] == "PromptEOL OPT-125M") & (table["group"] == "PromptEOL") & (table["task"] == "stsb")]
+    row = table[
+        (table["system"] == "PromptEOL OPT-125M")
+        & (table["group"] == "PromptEOL")
+        & (table["task"] == "stsb")
+    ]
     assert len(row) == 1
     return row.assign(**change)
 
@@ -498,7 +619,11 @@ def test_a_difference_only_for_the_same_measurement():
 
 
 def test_the_archive_on_the_hub_is_the_same_set():
-    assert results.compare(pd.DataFrame([ROW | {"origin": "hub"}]), paper())["difference"].notna().all()
+    assert (
+        results.compare(pd.DataFrame([ROW | {"origin": "hub"}]), paper())["difference"]
+        .notna()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -532,7 +657,10 @@ def test_the_icl_row_is_met_by_its_demonstration():
 
 def test_compare_keeps_tasks_the_paper_lacks_and_names_missing_columns():
     frame = results.compare(pd.DataFrame([ROW | {"task": "mini"}, ROW]), results.paper_table("sts"))
-    assert frame["paper"].isna().tolist()[:1] == [True] and len(frame) == 1 + (results.paper_table("sts")["task"] == "stsb").sum()
+    assert (
+        frame["paper"].isna().tolist()[:1] == [True]
+        and len(frame) == 1 + (results.paper_table("sts")["task"] == "stsb").sum()
+    )
     assert frame["difference"].notna().sum() == 1
     with pytest.raises(ValueError, match="ours lacks spearman"):
         results.compare(pd.DataFrame([{"model": "", "prompt": "", "task": ""}]), paper())
@@ -540,31 +668,39 @@ def test_compare_keeps_tasks_the_paper_lacks_and_names_missing_columns():
 
 def test_unknown_paper_table_names_the_known_ones():
     for name in ("nope", "../mini_sts", ""):
-        with pytest.raises(ValueError, match=r"there are: demonstrations, followups, sts, text_facts, transfer"):
+        with pytest.raises(
+            ValueError, match=r"there are: demonstrations, followups, sts, text_facts, transfer"
+        ):
             results.paper_table(name)
 
 
 @pytest.mark.parametrize(
     "field, other, place",
-    [("origin", "mini", "one column"), ("text_form", "natural", "task 'stsb'"), ("weight_origin", "gguf", "model 'opt-125m'")],
+    [
+        ("origin", "mini", "one column"),
+        ("text_form", "natural", "task 'stsb'"),
+        ("weight_origin", "gguf", "model 'opt-125m'"),
+    ],
 )
 def test_one_origin_refuses_a_mixture(field, other, place):
     frame = pd.DataFrame([ROW, ROW | {"prompt": "means", field: other}])
     with pytest.raises(ValueError, match=f"{field} is mixed within {place}: .*{other}"):
-        results.one_origin(frame)
-    assert results.one_origin(frame, "prompt") is frame
+        results.require_comparable(frame)
+    assert results.require_comparable(frame, "prompt") is frame
     with pytest.raises(ValueError, match=f"{field} is mixed within split 'test'"):
-        results.one_origin(frame, "split")
+        results.require_comparable(frame, "split")
     with pytest.raises(ValueError, match=f"{field} is mixed within one column"):
-        results.one_origin(frame.drop(columns=["task", "model"]))
-    assert len(results.one_origin(frame.drop(columns=field))) == 2
+        results.require_comparable(frame.drop(columns=["task", "model"]))
+    assert len(results.require_comparable(frame.drop(columns=field))) == 2
 
 
 def test_one_origin_looks_across_tasks_for_the_set_but_within_one_for_its_text():
     sick = ROW | {"task": "sickr", "text_form": "tokenised"}
     frame = pd.DataFrame([ROW, sick])
-    assert results.one_origin(frame) is frame
+    assert results.require_comparable(frame) is frame
     with pytest.raises(ValueError, match="origin is mixed within one column: mini, senteval"):
-        results.one_origin(pd.DataFrame([ROW, sick | {"origin": "mini"}]))
-    two_models = pd.DataFrame([ROW, ROW | {"model": "all-minilm-l6-v2", "weight_origin": "hub fp32"}])
-    assert results.one_origin(two_models) is two_models
+        results.require_comparable(pd.DataFrame([ROW, sick | {"origin": "mini"}]))
+    two_models = pd.DataFrame(
+        [ROW, ROW | {"model": "all-minilm-l6-v2", "weight_origin": "hub fp32"}]
+    )
+    assert results.require_comparable(two_models) is two_models

@@ -23,7 +23,11 @@ def python(tmp_path):
     """Starts a Python process in ``tmp_path`` that has imported files, and returns its Popen."""
 
     def start(code):
-        return subprocess.Popen([sys.executable, "-c", f"from prompteol_utils.utils import files\n{code}"], cwd=tmp_path, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from prompteol_utils.utils import files\n{code}"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+        )
 
     return start
 
@@ -122,17 +126,28 @@ def test_atomic_file_refuses_to_append(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")]
+    "code, words",
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EROFS, "cannot be written"),
+        (errno.EACCES, "cannot be written"),
+    ],
 )
 def test_full_and_read_only_disks_are_explained(tmp_path, monkeypatch, code, words):
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.os, "fsync", fail)
-    with pytest.raises(files.CacheError, match=f"(?s){words}.*PROMPTEOL_CACHE"), files.atomic_file(tmp_path / "a") as file:
+    with (
+        pytest.raises(files.CacheError, match=f"(?s){words}.*PROMPTEOL_CACHE"),
+        files.atomic_file(tmp_path / "a") as file,
+    ):
         file.write(b"x")
     assert os.listdir(tmp_path) == []
-    with pytest.raises(files.CacheError, match=words), files.atomic_folder(tmp_path / "f") as folder:
+    with (
+        pytest.raises(files.CacheError, match=words),
+        files.atomic_folder(tmp_path / "f") as folder,
+    ):
         (folder / "x").write_text("x")
     assert os.listdir(tmp_path) == []
 
@@ -140,8 +155,16 @@ def test_full_and_read_only_disks_are_explained(tmp_path, monkeypatch, code, wor
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_really_full_device_is_explained(tmp_path, monkeypatch):
     real_open = open
-    monkeypatch.setattr("builtins.open", lambda name, *rest, **kw: real_open("/dev/full" if ".tmp-" in str(name) else name, *rest, **kw))
-    with pytest.raises(files.CacheError, match="disk is full"), files.atomic_file(tmp_path / "a") as file:
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda name, *rest, **kw: real_open(
+            "/dev/full" if ".tmp-" in str(name) else name, *rest, **kw
+        ),
+    )
+    with (
+        pytest.raises(files.CacheError, match="disk is full"),
+        files.atomic_file(tmp_path / "a") as file,
+    ):
         file.write(b"x" * 100_000)
 
 
@@ -180,9 +203,20 @@ def test_killed_folder_writer_leaves_a_whole_folder_and_its_litter_is_swept(tmp_
     time.sleep(random.Random(seed).uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if (tmp_path / "f").exists():  # killed between its two renames, there is none, and the next run makes it anew
+    if (
+        tmp_path / "f"
+    ).exists():  # killed between its two renames, there is none, and the next run makes it anew
         assert download.manifest_ok(tmp_path / "f")
-        assert len({file.read_text()[:1] for file in (tmp_path / "f").iterdir() if file.name != download.MANIFEST}) == 1
+        assert (
+            len(
+                {
+                    file.read_text()[:1]
+                    for file in (tmp_path / "f").iterdir()
+                    if file.name != download.MANIFEST
+                }
+            )
+            == 1
+        )
     with files.atomic_folder(tmp_path / "f") as folder:
         (folder / "new").write_text("")
     assert not litter(tmp_path)
@@ -190,7 +224,9 @@ def test_killed_folder_writer_leaves_a_whole_folder_and_its_litter_is_swept(tmp_
 
 def test_litter_of_a_kill_inside_the_block_is_swept_but_a_live_run_is_left_alone(tmp_path, python):
     block = 'import sys, time\nwith files.{what}("a") as x:\n    print("in", file=sys.stderr, flush=True)\n    time.sleep(60)'
-    processes = [python(block.format(what=what)) for what in ("atomic_file", "atomic_folder", "atomic_file")]
+    processes = [
+        python(block.format(what=what)) for what in ("atomic_file", "atomic_folder", "atomic_file")
+    ]
     for process in processes:
         process.stderr.readline()
     assert len(litter(tmp_path)) == 6  # a temporary and its lock each
@@ -207,7 +243,11 @@ def test_litter_of_a_kill_inside_the_block_is_swept_but_a_live_run_is_left_alone
     assert not litter(tmp_path)
 
 
-@pytest.mark.parametrize("hold", ['lock("f")', 'lock(str(__import__("os").getpid()))'], ids=["under one lock", "without a common lock"])
+@pytest.mark.parametrize(
+    "hold",
+    ['lock("f")', 'lock(str(__import__("os").getpid()))'],
+    ids=["under one lock", "without a common lock"],
+)
 def test_two_processes_writing_one_folder_never_mix(tmp_path, python, hold):
     processes = [python(WRITER.format(hold=hold)) for _ in range(2)]
     for process in processes:
@@ -220,7 +260,9 @@ def test_two_processes_writing_one_folder_never_mix(tmp_path, python, hold):
                 looks += 1
         else:
             time.sleep(0.1)
-    assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes if process.poll()]
+    assert all(process.poll() is None for process in processes), [
+        process.stderr.read() for process in processes if process.poll()
+    ]
     for process in processes:
         process.kill()
         process.wait()
@@ -249,16 +291,23 @@ def test_atomic_folder_meets_another_that_came_in_between(tmp_path, monkeypatch)
 
 
 def test_lock_says_whom_it_waits_for_and_gives_up(tmp_path, python, capsys, monkeypatch):
-    holder = python('import sys, time\nwith files.lock("a"):\n    print("in", file=sys.stderr, flush=True)\n    time.sleep(60)')
+    holder = python(
+        'import sys, time\nwith files.lock("a"):\n    print("in", file=sys.stderr, flush=True)\n    time.sleep(60)'
+    )
     holder.stderr.readline()
     start = time.monotonic()
-    with pytest.raises(files.CacheError, match=f"process {holder.pid} on "), files.lock(tmp_path / "a", timeout=4):
+    with (
+        pytest.raises(files.CacheError, match=f"process {holder.pid} on "),
+        files.lock(tmp_path / "a", timeout=4),
+    ):
         pass
     assert 3.5 < time.monotonic() - start < 10
     assert f"process {holder.pid} on" in capsys.readouterr().err
     holder.kill()
     holder.wait()
-    with files.lock(tmp_path / "a.lock", timeout=1):  # the same lock: a dead holder does not keep it
+    with files.lock(
+        tmp_path / "a.lock", timeout=1
+    ):  # the same lock: a dead holder does not keep it
         pass
     assert not capsys.readouterr().err
 
@@ -315,8 +364,14 @@ def wheel(tmp_path):
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_pkg/data", os.urandom(20_000))
-        archive.writestr("tiny_pkg-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-pkg\nVersion: 1.0\n")
-        archive.writestr("tiny_pkg-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_pkg-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tiny-pkg\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "tiny_pkg-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("tiny_pkg-1.0.dist-info/RECORD", "")
     return path
 
@@ -335,7 +390,9 @@ def index(wheel, monkeypatch):
                 served.append(len(body))
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(length if self.path.endswith(".whl") else len(body)))
+            self.send_header(
+                "Content-Length", str(length if self.path.endswith(".whl") else len(body))
+            )
             self.end_headers()
             self.wfile.write(body)
 
@@ -350,7 +407,9 @@ def index(wheel, monkeypatch):
 
 
 def only_index(monkeypatch, url):
-    for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
+    for name in [
+        name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", url)
@@ -360,9 +419,16 @@ def test_wheel_is_fetched_once_announced_and_reused(tmp_path, wheel, index, caps
     digest = files.sha256(wheel)
     path = download.fetch_wheel("tiny-pkg", "1.0", digest, tmp_path / "w", megabytes=12.3)
     assert path == tmp_path / "w" / wheel.name and files.sha256(path) == digest
-    assert capsys.readouterr().err == "Downloading tiny-pkg 1.0 (12 MB) from the Python package index …\n"
+    assert (
+        capsys.readouterr().err
+        == "Downloading tiny-pkg 1.0 (12 MB) from the Python package index …\n"
+    )
     assert download.fetch_wheel("Tiny_Pkg", "1.0", digest, tmp_path / "w") == path
-    assert len(index[1]) == 1 and capsys.readouterr().err == "" and os.listdir(tmp_path / "w") == [wheel.name]
+    assert (
+        len(index[1]) == 1
+        and capsys.readouterr().err == ""
+        and os.listdir(tmp_path / "w") == [wheel.name]
+    )
 
 
 @pytest.mark.parametrize("cut", [100, 15_000])
@@ -381,7 +447,9 @@ def test_wheel_damaged_on_disk_is_replaced(tmp_path, wheel, index):
 
 
 def test_wrong_checksum_twice_names_both_and_keeps_nothing(tmp_path, wheel, index):
-    with pytest.raises(files.CacheError, match=f"{files.sha256(wheel)}.*expected {'0' * 64}") as error:
+    with pytest.raises(
+        files.CacheError, match=f"{files.sha256(wheel)}.*expected {'0' * 64}"
+    ) as error:
         download.fetch_wheel("tiny-pkg", "1.0", "0" * 64, tmp_path / "w")
     assert not isinstance(error.value, download.WheelUnavailable)
     assert len(index[1]) == 2 and os.listdir(tmp_path / "w") == []
@@ -426,4 +494,7 @@ def test_killed_download_is_swept_and_redone(tmp_path, wheel, index, python):
 
 def test_sha256_is_the_standard_one(tmp_path):
     Path(tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        files.sha256(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

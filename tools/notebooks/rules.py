@@ -16,12 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 
 REQUIRED_TAGS = ("header", "setup", "parameters", "exercise", "solution")
-COMPARED = "nbval-check-output"  # the tag that nbval looks for: this cell's stored output is compared
+COMPARED = (
+    "nbval-check-output"  # the tag that nbval looks for: this cell's stored output is compared
+)
 MAX_LINES, MAX_IMPORTS, MAX_BYTES = 12, 8, 300_000
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-CELL_METADATA = ("tags", "jupyter", "wrong_answer")  # all else (timestamps, papermill, widgets, colab) is taken out
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<~&;=\\})\]])(?:file://|/[A-Za-z_][\w.+-]*/[\w.]|[A-Z]:\\\w)")
+CELL_METADATA = (
+    "tags",
+    "jupyter",
+    "wrong_answer",
+)  # all else (timestamps, papermill, widgets, colab) is taken out
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/<~&;=\\})\]])(?:file://|/[A-Za-z_][\w.+-]*/[\w.]|[A-Z]:\\\w)"
+)
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 
@@ -45,9 +53,15 @@ def find(names: Sequence[str | os.PathLike] = (), folder: Path | None = None) ->
     found = []
     for name in names:
         path = Path(name)
-        fits = [path] if path.suffix == ".ipynb" and path.is_file() else [nb for nb in known if nb.stem.startswith(path.stem)]
+        fits = (
+            [path]
+            if path.suffix == ".ipynb" and path.is_file()
+            else [nb for nb in known if nb.stem.startswith(path.stem)]
+        )
         if len(fits) != 1:
-            raise NotebookError(f"{len(fits) or 'no'} notebooks are called {str(name)!r}; there are: {', '.join(nb.stem for nb in known)}")
+            raise NotebookError(
+                f"{len(fits) or 'no'} notebooks are called {str(name)!r}; there are: {', '.join(nb.stem for nb in known)}"
+            )
         found += fits
     return found
 
@@ -65,14 +79,22 @@ def assignments(nb) -> Iterator[tuple[str, Any, ast.stmt]]:
     """(name, value, statement) for each line of the parameters cell."""
     cells = tagged(nb, "parameters")
     if len(cells) != 1:
-        raise NotebookError(f"a notebook has one cell tagged 'parameters', this one has {len(cells)}")
+        raise NotebookError(
+            f"a notebook has one cell tagged 'parameters', this one has {len(cells)}"
+        )
     for node in ast.parse(cells[0].source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else getattr(node, "target", None)
+        target = (
+            node.targets[0]
+            if isinstance(node, ast.Assign) and len(node.targets) == 1
+            else getattr(node, "target", None)
+        )
         try:
             yield target.id, ast.literal_eval(node.value), node
         except (AttributeError, ValueError, TypeError) as error:
             line = ast.unparse(node)
-            raise NotebookError(f"the parameters cell holds lines NAME = literal and nothing else, not {line!r}") from error
+            raise NotebookError(
+                f"the parameters cell holds lines NAME = literal and nothing else, not {line!r}"
+            ) from error
 
 
 def parameters(nb) -> dict[str, Any]:
@@ -104,17 +126,24 @@ def write(nb, path: Path) -> None:
 def texts(output) -> dict[str, str]:
     """The texts of a cell's output by kind ("text" for a stream, else the MIME type); pictures are left out."""
     data = {**output.get("data", {}), **({"text": output["text"]} if "text" in output else {})}
-    return {kind: text for kind, text in data.items() if isinstance(text, str) and not kind.startswith("image/")}
+    return {
+        kind: text
+        for kind, text in data.items()
+        if isinstance(text, str) and not kind.startswith("image/")
+    }
 
 
-def scrub(nb):
+def strip_volatile_metadata(nb):
     """Take out of a notebook, in place, what differs between two runs or machines: metadata, stderr, progress bars, paths.
 
     Returns:
         The same notebook. Sources, cell ids, results and execution counts stay.
     """
     nb.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
-    places = [(re.escape(str(ROOT)) + r"(/|(?![\w.-]))", ""), (re.escape(str(Path.home())) + "(?=/)", "~")]
+    places = [
+        (re.escape(str(ROOT)) + r"(/|(?![\w.-]))", ""),
+        (re.escape(str(Path.home())) + "(?=/)", "~"),
+    ]
     for cell in nb.cells:
         cell.metadata = {key: cell.metadata[key] for key in CELL_METADATA if cell.metadata.get(key)}
         if cell.cell_type != "code":
@@ -122,7 +151,9 @@ def scrub(nb):
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.outputs:
             for kind, text in texts(output).items():
-                text = re.sub(r"^.*\r(?!\n)", "", text, flags=re.MULTILINE)  # a progress bar on stdout
+                text = re.sub(
+                    r"^.*\r(?!\n)", "", text, flags=re.MULTILINE
+                )  # a progress bar on stdout
                 for place, name in places:
                     text = re.sub(place, name, text)
                 (output if kind == "text" else output.data)[kind] = text
@@ -149,7 +180,7 @@ def _smaller(png: str) -> str:
 
 def clean(names: Sequence[str | os.PathLike] = ()) -> list[Path]:
     """Scrub notebooks in place; returns those that changed."""
-    return _rewrite(names, scrub)
+    return _rewrite(names, strip_volatile_metadata)
 
 
 def strip(names: Sequence[str | os.PathLike] = ()) -> list[Path]:
@@ -159,7 +190,7 @@ def strip(names: Sequence[str | os.PathLike] = ()) -> list[Path]:
         for cell in nb.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        return scrub(nb)
+        return strip_volatile_metadata(nb)
 
     return _rewrite(names, emptied)
 
@@ -192,7 +223,11 @@ def _problems(path: Path) -> Iterator[str]:
         yield f"the kernelspec is {nb.metadata.get('kernelspec', {}).get('name')!r}, not 'python3'; {mend}"
     if '"id"' not in raw or any("id" not in cell for cell in json.loads(raw)["cells"]):
         yield f"cells without an id; {mend}"
-    if not nb.cells or nb.cells[0].cell_type != "markdown" or not nb.cells[0].source.startswith("# "):
+    if (
+        not nb.cells
+        or nb.cells[0].cell_type != "markdown"
+        or not nb.cells[0].source.startswith("# ")
+    ):
         yield "the first cell is not a title ('# …')"
     for tag in REQUIRED_TAGS:
         if not tagged(nb, tag):
@@ -238,7 +273,9 @@ def _setup_problems(source: str) -> Iterator[str]:
     if len(lines) > MAX_IMPORTS:
         yield f"the imports cell has {len(lines)} lines, more than {MAX_IMPORTS}"
     try:
-        imports = all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
+        imports = all(
+            isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body
+        )
     except SyntaxError:  # "%pip install", "!pip install"
         imports = False
     if not imports:
@@ -255,7 +292,11 @@ def _parameter_problems(nb) -> Iterator[str]:
     for cell in nb.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", ()):
             with suppress(SyntaxError):
-                used |= {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+                used |= {
+                    node.id
+                    for node in ast.walk(ast.parse(cell.source))
+                    if isinstance(node, ast.Name)
+                }
     for name in names:
         if name not in used:
             yield f"the parameter {name} is used nowhere"
@@ -272,7 +313,12 @@ def _exercise_problems(nb) -> Iterator[str]:
         solved = [solution for solution in tagged(nb, "solution") if f"{name}(" in solution.source]
         if not solved:
             yield f"no cell tagged 'solution' calls {name}"
-        elif any("not yet" in text for solution in solved for output in solution.outputs for text in texts(output).values()):
+        elif any(
+            "not yet" in text
+            for solution in solved
+            for output in solution.outputs
+            for text in texts(output).values()
+        ):
             yield f"the solution of {name} says 'not yet'"
 
 

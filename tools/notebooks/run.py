@@ -22,8 +22,8 @@ from tools.notebooks.rules import (
     exercise_check,
     find,
     read,
-    scrub,
     show,
+    strip_volatile_metadata,
     tagged,
     texts,
     write,
@@ -57,7 +57,9 @@ def load_profile(profile: str | None, file: Path | None = None) -> dict[str, dic
     file = file or NOTEBOOKS / "profiles.yml"
     profiles = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
     if profile not in profiles:
-        raise NotebookError(f"no profile is called {profile!r}; there are: {', '.join(['default', *profiles])}")
+        raise NotebookError(
+            f"no profile is called {profile!r}; there are: {', '.join(['default', *profiles])}"
+        )
     return profiles[profile] or {}
 
 
@@ -69,7 +71,9 @@ def check_overrides(nb, overrides: dict[str, Any]) -> None:
     Raises:
         NotebookError: Names the parameter and the allowed ones with their types.
     """
-    allowed = {name: (value, getattr(node, "annotation", None)) for name, value, node in assignments(nb)}
+    allowed = {
+        name: (value, getattr(node, "annotation", None)) for name, value, node in assignments(nb)
+    }
 
     def kind(name):
         value, annotation = allowed[name]
@@ -86,8 +90,14 @@ def check_overrides(nb, overrides: dict[str, Any]) -> None:
             raise NotebookError(f"no parameter is called {name!r}; there are: {listing}")
         value, annotation = allowed[name]
         optional = value is None or (annotation is not None and "None" in ast.unparse(annotation))
-        if not (same(given, value) or (given is None and optional) or (value is None and isinstance(given, str | int | float))):
-            raise NotebookError(f"{name} takes {kind(name)}, not {given!r} ({type(given).__name__}); the parameters: {listing}")
+        if not (
+            same(given, value)
+            or (given is None and optional)
+            or (value is None and isinstance(given, str | int | float))
+        ):
+            raise NotebookError(
+                f"{name} takes {kind(name)}, not {given!r} ({type(given).__name__}); the parameters: {listing}"
+            )
 
 
 def run(
@@ -118,7 +128,9 @@ def run(
     if not paths:
         raise NotebookError(f"there are no notebooks in {show(NOTEBOOKS)}")
     if publish and (values or overrides):
-        raise NotebookError("publishing runs the default profile without overrides: its outputs are what a reader sees")
+        raise NotebookError(
+            "publishing runs the default profile without overrides: its outputs are what a reader sees"
+        )
     output = Path(output or BUILD / "notebooks" / (profile or "default"))
     plan = [(path, {**values.get(path.stem, {}), **(overrides or {})}) for path in paths]
     for path, chosen in plan:
@@ -135,11 +147,16 @@ def run(
                 continue
             print(f"[{number}/{len(plan)}] {path.stem}", flush=True)
             outcomes.append(_execute(path, chosen, output, publish))
-            print(f"      {outcomes[-1].status} after {outcomes[-1].minutes:.1f} minutes", flush=True)
+            print(
+                f"      {outcomes[-1].status} after {outcomes[-1].minutes:.1f} minutes", flush=True
+            )
             if profile is None and outcomes[-1].status == "ok":
                 _show_results(read(outcomes[-1].copy))
             if profile is None and number == 1:
-                print("\nTo read and run the notebooks yourself: make lab (opens JupyterLab in your browser)\n", flush=True)
+                print(
+                    "\nTo read and run the notebooks yourself: make lab (opens JupyterLab in your browser)\n",
+                    flush=True,
+                )
     _show_table(outcomes)
     return outcomes
 
@@ -171,8 +188,13 @@ def _execute(path: Path, values: dict[str, Any], output: Path, publish: bool) ->
         status, problem = "interrupted", "interrupted"
     except PapermillExecutionError as error:
         first = next((line for line in error.source.splitlines() if line.strip()), "")
-        status, problem = "failed", f"cell [{error.exec_count}] `{first}`: {error.ename}: {error.evalue}"
-    except Exception as error:  # a dead kernel, a notebook that is no notebook: the others still run
+        status, problem = (
+            "failed",
+            f"cell [{error.exec_count}] `{first}`: {error.ename}: {error.evalue}",
+        )
+    except (
+        Exception
+    ) as error:  # a dead kernel, a notebook that is no notebook: the others still run
         status, problem = "failed", f"{type(error).__name__}: {error}"
     minutes = (time.perf_counter() - start) / 60
     if status == "interrupted" or not partial.exists():
@@ -182,8 +204,14 @@ def _execute(path: Path, values: dict[str, Any], output: Path, publish: bool) ->
     os.replace(partial, copy)
     if publish and status == "ok":
         if path.read_bytes() != source:
-            return Outcome(path.stem, minutes, "failed", copy, "the notebook was edited while it ran; nothing was published")
-        write(scrub(read(copy)), path)
+            return Outcome(
+                path.stem,
+                minutes,
+                "failed",
+                copy,
+                "the notebook was edited while it ran; nothing was published",
+            )
+        write(strip_volatile_metadata(read(copy)), path)
     return Outcome(path.stem, minutes, status, copy, problem)
 
 
@@ -208,12 +236,22 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _show_results(nb) -> None:
     """The text of the cells tagged `result`; figures are in the executed copy."""
     for cell in tagged(nb, "result"):
-        shown = [texts(output) for output in cell.get("outputs", ()) if output.get("name") != "stderr"]
+        shown = [
+            texts(output) for output in cell.get("outputs", ()) if output.get("name") != "stderr"
+        ]
         parts = [kinds.get("text") or kinds.get("text/plain", "") for kinds in shown]
-        lines = "\n".join(part.strip("\n") for part in parts if part and not part.startswith("<Figure")).splitlines()
+        lines = "\n".join(
+            part.strip("\n") for part in parts if part and not part.startswith("<Figure")
+        ).splitlines()
         if lines:
-            more = [f"… {len(lines) - RESULT_LINES} more lines in the executed copy"] if len(lines) > RESULT_LINES else []
-            print("\n" + textwrap.indent("\n".join(lines[:RESULT_LINES] + more), "    "), flush=True)
+            more = (
+                [f"… {len(lines) - RESULT_LINES} more lines in the executed copy"]
+                if len(lines) > RESULT_LINES
+                else []
+            )
+            print(
+                "\n" + textwrap.indent("\n".join(lines[:RESULT_LINES] + more), "    "), flush=True
+            )
 
 
 def _show_table(outcomes: list[Outcome]) -> None:
@@ -222,7 +260,9 @@ def _show_table(outcomes: list[Outcome]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     print()
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     for outcome in outcomes:
         if outcome.status == "failed":
             print(f"\nFAILED {outcome.notebook}: {outcome.error}")
@@ -242,7 +282,10 @@ if {name}(None) != "not yet":
 
 
 def smoke_copies(
-    folder: Path, notebooks: Sequence[str | os.PathLike] = (), profile: str = "smoke", profiles: Path | None = None
+    folder: Path,
+    notebooks: Sequence[str | os.PathLike] = (),
+    profile: str = "smoke",
+    profiles: Path | None = None,
 ) -> list[Path]:
     """Copies for nbval: the profile's values in the parameters cell, committed outputs kept only where they are compared.
 
@@ -272,7 +315,11 @@ def smoke_copies(
                 wrong = cell.metadata.get("wrong_answer")
                 if name := cell.cell_type == "code" and exercise_check(cell):
                     wrong = ", ".join([wrong] if isinstance(wrong, str) else wrong or [])
-                    nb.cells.append(nbformat.v4.new_code_cell(EXERCISE_TEST.format(name=name, wrong=wrong).strip()))
+                    nb.cells.append(
+                        nbformat.v4.new_code_cell(
+                            EXERCISE_TEST.format(name=name, wrong=wrong).strip()
+                        )
+                    )
             write(nb, fresh / path.name)
     return sorted(Path(folder).glob("*.ipynb"))
 
@@ -284,7 +331,9 @@ def set_parameters(nb, values: dict[str, Any]) -> None:
     for name, _, node in reversed(list(assignments(nb))):
         if name in values:
             first, last = node.value.lineno - 1, node.value.end_lineno - 1
-            before = lines[first].encode()[: node.value.col_offset].decode()  # the offsets count bytes
+            before = (
+                lines[first].encode()[: node.value.col_offset].decode()
+            )  # the offsets count bytes
             after = lines[last].encode()[node.value.end_col_offset :].decode()
             lines[first : last + 1] = [f"{before}{values[name]!r}{after}"]
     cell.source = "\n".join(lines)
