@@ -15,6 +15,7 @@ NOISE = "Kernel is running over TCP"
 STEPS = {
     "ruff check": ["-m", "ruff", "check", "."],
     "ruff format": ["-m", "ruff", "format", "--check", "."],
+    "imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
     "notebook rules": ["-m", "tools.notebooks", "check"],
     "pytest": ["-m", "pytest", "--color=no"],
     "notebooks (smoke)": ["-m", "tools.notebooks", "run", "--profile", "smoke"],

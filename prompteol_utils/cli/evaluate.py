@@ -1,130 +1,200 @@
-"""The verb `transfer`: accuracies on classification tasks as rows, each computed once."""
+"""Subcommands `sts` and `transfer`: a score per task, each measured once."""
 
 import argparse
+import json
+import time
 
-from prompteol_utils.cli import options
+from prompteol_utils.cli import options as shared
 
 
-def add_commands(verb) -> None:
-    """Add this room's verb; `verb(name, function, text)` makes one."""
-    transfer = verb(
+def add_commands(subcommand) -> None:
+    """Register the subcommands; `subcommand(name, function, text)` makes one."""
+    sts = subcommand("sts", _sts, "score a model on semantic textual similarity (Spearman x 100)")
+    shared.add(sts, *shared.ENCODER, "tasks", "split", *shared.SAMPLE, "output")
+    shared.add(sts, "prompt", nargs="+", default=[None])
+    sts.add_argument(
+        "--reference",
+        action="store_true",
+        help="one sentence at a time, without cache or packing: the ground truth of the tests",
+    )
+
+    transfer = subcommand(
         "transfer",
         _transfer,
-        "score a model on classification: a linear classifier on its embeddings (accuracy x 100)",
+        "score a model on classification: a linear probe on its embeddings (accuracy x 100)",
     )
-    options.encoder_options(transfer)
-    transfer.add_argument(
-        "--prompt",
-        nargs="+",
-        default=["prompteol"],
-        dest="prompts",
-        help="names from PROMPTS (default: prompteol)",
-    )
-    transfer.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="mr cr subj mpqa sst2 trec mrpc (default: all)"
+    shared.add(transfer, *shared.ENCODER, *shared.SAMPLE, "output")
+    shared.add(transfer, "prompt", nargs="+", default=[None])
+    shared.add(
+        transfer,
+        "tasks",
+        default=None,
+        help="mr cr subj mpqa sst2 trec mrpc, or a file with text, label (default: all seven)",
     )
     transfer.add_argument(
         "--solvers",
         nargs="+",
         default=["senteval", "lbfgs"],
-        metavar="SOLVER",
-        help="senteval, lbfgs (default: %(default)s)",
+        choices=("senteval", "lbfgs"),
+        help="SentEval's classifier, scikit-learn's logistic regression",
     )
     transfer.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=[1111],
-        help="of folds and classifier (default: SentEval's, 1111)",
+        "--seeds", nargs="+", type=int, default=[1111], help="of folds and classifier"
     )
+    transfer.add_argument("--folds", type=_folds, default=10, help="outer and inner folds")
     transfer.add_argument(
-        "--folds", type=options.positive, default=10, help="outer and inner (default: %(default)s)"
+        "--encode-only", action="store_true", help="only fill the embedding cache"
     )
-    transfer.add_argument(
-        "--root",
-        metavar="FOLDER",
-        help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL, the hub, the set of the project)",
+
+
+def _folds(text: str) -> int:
+    if shared.positive(text) < 2:
+        raise argparse.ArgumentTypeError(f"at least 2 folds are needed, not {text}")
+    return int(text)
+
+
+def _sts(options: argparse.Namespace) -> int:
+    from prompteol_utils.data import load_sts
+    from prompteol_utils.results import Store
+
+    pairs = [
+        load_sts(task, options.split, root=options.root, limit=options.limit, seed=options.seed)
+        for task in options.tasks
+    ]
+    store = Store(options.output) if options.output else None
+    loaded, prompts = shared.load(options)
+    import pandas as pd
+
+    from prompteol_utils.encoder import Encoder
+
+    records = []
+    for prompt in prompts:
+        encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
+        for one in pairs:
+            key = _sts_key(encoder, one, options)
+            if store and store.done(key):
+                print(f"{prompt.name} {one.name} {options.split}: found in {options.output}")
+                continue
+            records.append(_score(encoder, one, key, options))
+            score = records[-1]["spearman"]
+            print(f"{prompt.name} {one.name} {options.split}: {score:.2f}", flush=True)
+            if store:
+                store.append(records[-1])
+    if records:
+        columns = ["model", "prompt", "adapter", "quantization", "dtype", "task", "split", "n"]
+        columns += ["spearman", "spearman_subset_mean", "origin", "text_form", "seconds"]
+        shared.print_table(pd.DataFrame(records), columns)
+    return 0
+
+
+def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
+    from tqdm import tqdm
+
+    from prompteol_utils.encoder import reference
+    from prompteol_utils.evaluation import evaluate_sts
+    from prompteol_utils.results import provenance
+
+    def one_by_one(sentences):
+        bar = tqdm(sentences, desc="reference", unit="sentence", leave=False, mininterval=1)
+        where = {"pooling": options.pooling, "layer": options.layer}
+        return reference(encoder.loaded, encoder.prompt, bar, **where)
+
+    start = time.perf_counter()
+    table = evaluate_sts(one_by_one if options.reference else encoder.encode, pairs)
+    scores = json.loads(table.iloc[0].to_json(double_precision=10))
+    measured = {name: scores[name] for name in ("spearman", "spearman_subset_mean")}
+    measured["seconds"] = round(time.perf_counter() - start, 2)
+    return {**key, **measured, **provenance(options.seed)}
+
+
+def _sts_key(encoder, pairs, options: argparse.Namespace) -> dict:
+    return record_key(
+        encoder,
+        pairs,
+        split=options.split,
+        seed=options.seed,
+        layer=options.layer,
+        engine="reference" if options.reference else "encoder",
     )
-    transfer.add_argument(
-        "--limit",
-        type=options.positive,
-        metavar="N",
-        help="a seeded sample of at most N sentences of each split",
-    )
-    transfer.add_argument(
-        "--seed", type=int, default=0, help="of that sample (default: %(default)s)"
-    )
-    transfer.add_argument(
-        "--output",
-        metavar="FILE",
-        help="append one JSON row a task, solver and seed; rows that are there are kept",
-    )
-    transfer.add_argument(
-        "--encode-only",
-        action="store_true",
-        help="only fill the embedding cache, for a classifier run later",
-    )
+
+
+def record_key(encoder, task, *, split: str, seed: int, layer: int, engine: str) -> dict:
+    """What makes two records the same measurement: all settings, none of the results."""
+    loaded = encoder.loaded
+    return {
+        "model": loaded.name,
+        "prompt": encoder.prompt.name,
+        "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
+        "quantization": loaded.quantization,
+        "adapter": loaded.adapter,
+        "pooling": encoder.pooling,
+        "layer": layer,
+        "engine": engine,
+        "task": task.name,
+        "split": split,
+        "n": len(task),
+        "origin": task.origin,
+        "text_form": task.text_form,
+        "weight_origin": loaded.weight_origin,
+        "model_commit": loaded.commit,
+        "dtype": loaded.dtype,
+        "seed": seed,
+    }
 
 
 def _transfer(options: argparse.Namespace) -> int:
-    from prompteol_utils.data import transfer as transfer_data
-    from prompteol_utils.evaluation import probes, transfer
-    from prompteol_utils.experiments import sweep
-    from prompteol_utils.results.store import Store
+    from prompteol_utils.data import TRANSFER_TASKS, load_transfer
+    from prompteol_utils.experiments import measure
+    from prompteol_utils.results import Store
 
-    if wrong := [solver for solver in options.solvers if solver not in probes.SOLVERS]:
-        raise ValueError(f"unknown solver {wrong[0]!r}; allowed: {', '.join(probes.SOLVERS)}")
-    names = options.tasks or transfer_data.TRANSFER_TASKS
     tasks = [
-        transfer_data.load_transfer(name, root=options.root, limit=options.limit, seed=options.seed)
-        for name in names
+        load_transfer(name, root=options.root, limit=options.limit, seed=options.seed)
+        for name in options.tasks or TRANSFER_TASKS
     ]
     store = Store(options.output) if options.output else None
-    loaded, prompts = options.load(options)
-    from prompteol_utils.encoder.encoder import Encoder
+    loaded, prompts = shared.load(options)
+    from prompteol_utils.encoder import Encoder
 
-    rows = []
+    records = []
     for prompt in prompts:
         encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
         for task in tasks:
             keys = [
-                _key(encoder, task, options, solver, seed)
+                _transfer_key(encoder, task, options, solver, seed)
                 for solver in options.solvers
                 for seed in options.seeds
             ]
             todo = [key for key in keys if not (store and store.done(key))]
             if not todo and not options.encode_only:
-                print(f"{prompt.name} {task.name}: done before, in {options.output}")
+                print(f"{prompt.name} {task.name}: found in {options.output}")
                 continue
-            rows += sweep.measure(
-                encoder, task, [] if options.encode_only else todo, store, folds=options.folds
-            )
-    if rows:
-        import pandas
-
-        columns = ["model", "prompt", "task", "solver", "seed", "accuracy", "fold_std", "n_train", "n_test", "origin", "encode_seconds",
-                   "classifier_seconds"]  # fmt: skip
-        table = pandas.DataFrame(rows)
-        print(table[columns].to_string(index=False, float_format="{:.2f}".format))
-        if table["seed"].nunique() > 1:
-            print("over the seeds of this run:")
-            print(
-                transfer.spread(table, ("prompt", "task", "solver")).to_string(
-                    float_format="{:.2f}".format
-                )
-            )
+            todo = [] if options.encode_only else todo
+            records += measure(encoder, task, todo, store, folds=options.folds)
+    if records:
+        _print_transfer(records)
     return 0
 
 
-def _key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> dict:
-    """What makes a row the same measurement."""
-    from prompteol_utils.evaluation import transfer
-    from prompteol_utils.experiments import sweep
+def _print_transfer(records: list[dict]) -> None:
+    import pandas as pd
 
-    settings = argparse.Namespace(
-        layer=options.layer, reference=False, split=transfer.reported_split(task), seed=seed
-    )
-    cell = options.row_key(encoder, task.name, task, settings)
-    return sweep.row_key(
-        cell, solver, folds=options.folds, limit=options.limit, sample_seed=options.seed
-    )
+    from prompteol_utils.evaluation import spread
+
+    table = pd.DataFrame(records)
+    columns = ["model", "prompt", "adapter", "quantization", "dtype", "task", "solver", "seed"]
+    columns += ["accuracy", "fold_std", "n_train", "n_test", "origin"]
+    columns += ["encode_seconds", "classifier_seconds"]
+    shared.print_table(table, columns)
+    if table["seed"].nunique() > 1:
+        print("over the seeds of this run:")
+        shared.print_table(spread(table, ("prompt", "task", "solver")).reset_index())
+
+
+def _transfer_key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> dict:
+    from prompteol_utils.evaluation import reported_split
+    from prompteol_utils.experiments import row_key
+
+    split = reported_split(task)
+    cell = record_key(encoder, task, split=split, seed=seed, layer=options.layer, engine="encoder")
+    sample = {"limit": options.limit, "sample_seed": options.seed}
+    return row_key(cell, solver, folds=options.folds, **sample)

@@ -1,96 +1,73 @@
-"""Verbs of the fine-tuning room: `finetune` trains an adapter, `merge` adds one to its base for good."""
+"""Subcommands `finetune` and `merge`: train a LoRA adapter, add one to its base for good."""
 
 import argparse
 import os
 import time
+from dataclasses import fields
 
-from prompteol_utils.cli.options import load, positive
+from prompteol_utils.cli import options as shared
+from prompteol_utils.finetuning.config import CPU, FinetuneConfig
 
-_SETTINGS = {  # of FinetuneConfig, by the type that their option takes
-    int: "batch_size epochs max_steps warmup_steps rank alpha layers max_sentence_tokens chunk_tokens save_every evaluate_every patience "
-    "seed",
-    float: "learning_rate temperature dropout weight_decay max_gradient_norm",
+_HELP = {
+    "batch_size": "triplets in a step",
+    "epochs": "passes over the triplets",
+    "max_steps": "stop after N steps",
+    "learning_rate": "peak, after the warm-up",
+    "warmup_steps": "steps of linear warm-up",
+    "temperature": "of the contrastive loss",
+    "rank": "of LoRA",
+    "alpha": "of LoRA",
+    "dropout": "of LoRA",
+    "layers": "train the last N layers only",
+    "max_sentence_tokens": "cut longer sentences",
+    "weight_decay": "of AdamW",
+    "max_gradient_norm": "clip gradients to this norm",
+    "chunk_tokens": "tokens whose graph is in memory at a time",
+    "save_every": "steps between checkpoints",
+    "evaluate_every": "steps between dev scores",
+    "patience": "stop after N dev scores without a new best",
+    "seed": "of LoRA's weights, the order of triplets, dropout",
 }
 
 
-def add_commands(verb) -> None:
-    """Add `finetune` and `merge` to the command line."""
-    finetune = verb(
-        "finetune",
-        _finetune,
-        "train a LoRA adapter; the same command goes on with a run that was cut off",
-    )
-    finetune.add_argument(
-        "--model", required=True, help="a name from `models`, a hub id like org/name, or a folder"
-    )
-    finetune.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="the run's folder; the adapter goes to DIR/adapter",
-    )
-    finetune.add_argument(
-        "--quantization",
-        choices=("nf4", "int8"),
-        help="nf4 is QLoRA, the paper's; needs bitsandbytes",
-    )
+def add_commands(subcommand) -> None:
+    """Register the subcommands; `subcommand(name, function, text)` makes one."""
+    finetune = subcommand("finetune", _finetune, "train a LoRA adapter; resumable")
+    shared.add(finetune, "model", "quantization", "dtype", "device", "prompt", "demonstration")
     finetune.add_argument(
         "--triplets",
+        nargs="+",
         metavar="SOURCE",
-        help="snli, hub, mini, or a CSV with anchor, positive, negative",
+        help="snli, hub, mini, or a file with sent0, sent1, hard_neg (default: what is at hand)",
     )
+    shared.add(finetune, "root", "limit")
     finetune.add_argument(
-        "--limit", type=positive, metavar="N", help="a seeded sample of N triplets"
+        "--preset", choices=("paper", "cpu"), default="paper", help="settings to start from"
     )
+    for field in fields(FinetuneConfig):
+        _add_setting(finetune, field)
     finetune.add_argument(
-        "--root", metavar="FOLDER", help="SentEval's downstream folder (else PROMPTEOL_SENTEVAL)"
+        "--dev-limit", type=int, default=300, metavar="N", help="STS-B dev pairs to score; 0: none"
     )
-    finetune.add_argument(
-        "--preset",
-        choices=("paper", "cpu"),
-        default="paper",
-        help="settings to start from (default: %(default)s)",
+    shared.add(finetune, "output", required=True, metavar="DIR", help="of the run and its adapter")
+    finetune.add_argument("--records", metavar="FILE", help="append a JSON line about the run")
+
+    merge = subcommand("merge", _merge, "add an adapter to its base and save a plain model")
+    shared.add(merge, "model", "dtype")
+    shared.add(merge, "adapter", required=True)
+    shared.add(merge, "output", required=True, metavar="DIR", help="a new folder")
+
+
+def _add_setting(parser: argparse.ArgumentParser, field) -> None:
+    paper, cpu = field.default, getattr(CPU, field.name)
+    default = f"{paper}" if cpu == paper else f"{paper}; cpu: {cpu}"
+    whole = "float" not in str(field.type)
+    parser.add_argument(
+        f"--{field.name.replace('_', '-')}",
+        type=int if whole else float,
+        metavar="N" if whole else "X",
+        help=f"{_HELP[field.name]} (default: {default})",
     )
-    for kind, names in _SETTINGS.items():
-        for name in names.split():
-            finetune.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=kind,
-                metavar="N" if kind is int else "X",
-                help="see FinetuneConfig",
-            )
-    finetune.add_argument(
-        "--prompt", default="prompteol", help="a name from PROMPTS (default: %(default)s)"
-    )
-    finetune.add_argument(
-        "--demonstration",
-        action="append",
-        default=[],
-        metavar='"SENTENCE=>WORD"',
-        help="in-context example",
-    )
-    finetune.add_argument(
-        "--dev-limit",
-        type=int,
-        default=300,
-        metavar="N",
-        help="STS-B dev pairs for the dev score, 0 for none (300)",
-    )
-    finetune.add_argument(
-        "--device",
-        help="cpu, cuda, cuda:1; by default the GPU if there is one, one for each process",
-    )
-    finetune.add_argument(
-        "--dtype", help="float32, bfloat16 or float16; by default float32 on a CPU"
-    )
-    finetune.add_argument("--output", metavar="FILE", help="append one JSON row about the run here")
-    merge = verb("merge", _merge, "add an adapter to its base and save a plain model")
-    for name, text in (
-        ("model", "the base"),
-        ("adapter", "its adapter, or the folder of the run that made it"),
-        ("out", "a new folder"),
-    ):
-        merge.add_argument(f"--{name}", required=True, help=text)
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -98,11 +75,11 @@ def _finetune(options: argparse.Namespace) -> int:
 
     from prompteol_utils.data import nli
     from prompteol_utils.data import sts as sts_data
-    from prompteol_utils.finetuning import config, trainer
+    from prompteol_utils.finetuning import trainer
 
-    given = {name: getattr(options, name) for names in _SETTINGS.values() for name in names.split()}
+    given = {field.name: getattr(options, field.name) for field in fields(FinetuneConfig)}
     config = replace(
-        config.CPU if options.preset == "cpu" else config.FinetuneConfig(),
+        CPU if options.preset == "cpu" else FinetuneConfig(),
         **{k: v for k, v in given.items() if v is not None},
     )
     triplets = nli.load_nli(
@@ -120,26 +97,25 @@ def _finetune(options: argparse.Namespace) -> int:
         import torch
 
         options.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
-    options.adapter = None
-    loaded, (prompt,) = load(options)
+    loaded, (prompt,) = shared.load(options)
     from prompteol_utils.encoder.encoder import Encoder
     from prompteol_utils.results.store import Store, provenance
 
-    encoder, store = Encoder(loaded, prompt), Store(options.output) if options.output else None
+    encoder, store = Encoder(loaded, prompt), Store(options.records) if options.records else None
     key = _key(encoder, triplets, config, dev)
     if store and store.done(key):
-        print(f"done before, in {options.output}")
+        print(f"found in {options.records}")
         return 0
     start = time.perf_counter()
-    history = trainer.finetune(encoder, triplets, config, options.out, dev)
+    history = trainer.finetune(encoder, triplets, config, options.output, dev)
     if int(os.environ.get("RANK", "0")) == 0:
         row = (
             key
-            | _outcome(encoder, options.out, history, time.perf_counter() - start)
+            | _outcome(encoder, options.output, history, time.perf_counter() - start)
             | provenance(config.seed)
         )
         print(
-            f"{row['steps']} steps, loss {row['loss'][-1]:.3f}, dev {row['dev_best']}: {options.out}/adapter ({row['adapter']})"
+            f"{row['steps']} steps, loss {row['loss'][-1]:.3f}, dev {row['dev_best']}: {options.output}/adapter ({row['adapter']})"
         )
         if store:
             store.append(row)
@@ -207,7 +183,7 @@ def _merge(options: argparse.Namespace) -> int:
     from prompteol_utils.models import adapters
     from prompteol_utils.models.loading import load_model
 
-    loaded = load_model(options.model, adapter=options.adapter)
-    adapters.merge(loaded, options.out)
-    print(f"{loaded.name} with {loaded.adapter}: {options.out}")
+    loaded = load_model(options.model, dtype=options.dtype, adapter=options.adapter)
+    adapters.merge(loaded, options.output)
+    print(f"{loaded.name} with {loaded.adapter}: {options.output}")
     return 0

@@ -277,5 +277,5 @@ def check_fits(
     raise devices.NotEnoughMemoryError(
         f"{spec.name} needs {need.total / GB:.1f} GB at {bits} bits a weight ({need.weights / GB:.1f} for its weights), and "
         f"{free / GB:.1f} GB are free on {device}. What would fit: {', '.join(fits) or 'none of its kind'}. "
-        "`python -m prompteol_utils plan` shows all"
+        "`prompteol models --memory` shows all"
     )

@@ -215,8 +215,8 @@ def check(names: Sequence[str | os.PathLike] = ()) -> list[str]:
 
 def _problems(path: Path) -> Iterator[str]:
     nb, raw = read(path), path.read_text(encoding="utf-8")
-    mend = f"mend: python -m prompteol_utils clean {path.stem}"
-    publish = f"mend: python -m prompteol_utils run --publish {path.stem}"
+    mend = f"fix: python -m tools.notebooks clean {path.stem}"
+    publish = f"fix: python -m tools.notebooks run --publish {path.stem}"
     if len(raw.encode()) > MAX_BYTES:
         yield f"{len(raw.encode()):,} bytes, more than {MAX_BYTES:,}: fewer or smaller figures"
     if nb.metadata.get("kernelspec", {}).get("name") != "python3":
