@@ -1,16 +1,16 @@
 """The planner's estimate against what a process really takes: a row of kind "memory" for each model, precision and batch."""
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
-
-import pandas as pd
+from pathlib import Path
 
 from prompteol_utils.data import sts as sts_data
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.models import MODELS, fetch_model, get_spec, load_model, memory, save_tiny
-from prompteol_utils.results.store import check_row, provenance
+from prompteol_utils.results import Store, check_row, provenance
 from prompteol_utils.utils import devices
 
 
@@ -37,53 +37,13 @@ def measure(
     """
     get_spec(model)
     call = f"from memory import measure_here as m; m({model!r}, {quantization!r}, {dtype!r}, {batch_tokens})"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, cwd=here)
     if done.returncode:
         raise RuntimeError(
             f"measuring {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
         )
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Today's estimates beside recorded measurements, so that a changed planner is held against them at once.
-
-    Args:
-        rows: Rows of kind "memory".
-
-    Returns:
-        model, precision, batch_tokens, "estimate, MB", "measured, MB", ratio (estimate / measured); the last measurement of each, sorted.
-
-    Built in notebook 03.
-    """
-    table = []
-    for row in rows.to_dict("records"):
-        spec, compute = MODELS[row["model"]], 32 if row["dtype"] == "float32" else 16
-        estimate = memory.estimate_memory(
-            spec,
-            bits=row["bits"],
-            batch_tokens=row["batch_tokens"],
-            compute_bits=compute,
-            device=row["device"].partition(":")[0],
-        )
-        precision = row["quantization"] if isinstance(row["quantization"], str) else row["dtype"]
-        sizes = {"estimate, MB": estimate.total / 1e6, "measured, MB": row["measured_peak"] / 1e6}
-        ratio = estimate.total / row["measured_peak"]
-        table.append(
-            {
-                "model": row["model"],
-                "precision": precision,
-                "batch_tokens": row["batch_tokens"],
-                **sizes,
-                "ratio": ratio,
-            }
-        )
-    by = ["model", "precision", "batch_tokens"]
-    return (
-        pd.DataFrame(table, columns=[*by, "estimate, MB", "measured, MB", "ratio"])
-        .drop_duplicates(by, keep="last")
-        .sort_values(by)
-    )
 
 
 def measure_here(
@@ -146,3 +106,31 @@ def measure_here(
     }  # fmt: skip
     del kept
     print(json.dumps(check_row(row | provenance())))
+
+
+def main() -> None:
+    """Measure the named models and append a record for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--quantization", choices=("nf4", "int8"))
+    parser.add_argument("--dtype", help="(default: float32 on a CPU)")
+    parser.add_argument("--batch-tokens", type=int, nargs="+", default=[512])
+    parser.add_argument("--output", help="JSON lines; what is found there is not measured again")
+    options = parser.parse_args()
+    store = Store(options.output) if options.output else None
+    dtype = str(devices.choose_dtype(devices.choose_device(), options.dtype))
+    shown = ("model", "bits", "batch_tokens", "estimate_total", "measured_peak", "ratio")
+    for model in options.models:
+        for tokens in options.batch_tokens:
+            asked = {"model": model, "quantization": options.quantization}
+            asked |= {"dtype": dtype.removeprefix("torch."), "batch_tokens": tokens}
+            if store and store.done({"kind": "memory", **asked}):
+                continue
+            record = measure(**asked)
+            print(json.dumps({name: record[name] for name in shown}), flush=True)
+            if store:
+                store.append(record)
+
+
+if __name__ == "__main__":
+    main()

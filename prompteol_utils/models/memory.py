@@ -279,3 +279,38 @@ def check_fits(
         f"{free / GB:.1f} GB are free on {device}. What would fit: {', '.join(fits) or 'none of its kind'}. "
         "`prompteol models --memory` shows all"
     )
+
+
+def compare(records: pd.DataFrame) -> pd.DataFrame:
+    """Set today's estimates beside recorded measurements.
+
+    Args:
+        records: Records of kind "memory".
+
+    Returns:
+        model, precision, batch_tokens, "estimate, MB", "measured, MB", ratio (estimate / measured);
+        the last measurement of each.
+    """
+    table = []
+    for record in records.to_dict("records"):
+        estimate = estimate_memory(
+            MODELS[record["model"]],
+            bits=record["bits"],
+            batch_tokens=record["batch_tokens"],
+            compute_bits=32 if record["dtype"] == "float32" else 16,
+            device=record["device"].partition(":")[0],
+        )
+        quantized = isinstance(record["quantization"], str)
+        table.append(
+            {
+                "model": record["model"],
+                "precision": record["quantization"] if quantized else record["dtype"],
+                "batch_tokens": record["batch_tokens"],
+                "estimate, MB": estimate.total / 1e6,
+                "measured, MB": record["measured_peak"] / 1e6,
+                "ratio": estimate.total / record["measured_peak"],
+            }
+        )
+    by = ["model", "precision", "batch_tokens"]
+    columns = [*by, "estimate, MB", "measured, MB", "ratio"]
+    return pd.DataFrame(table, columns=columns).drop_duplicates(by, keep="last").sort_values(by)
