@@ -1,4 +1,6 @@
-"""The planner's estimate against what a process really takes: a row of kind "memory" for each model, precision and batch."""
+"""The planner's estimate against what a process really takes: a row of kind "memory" for
+each model, precision and batch.
+"""
 
 import argparse
 import json
@@ -17,7 +19,8 @@ from prompteol_utils.utils import devices
 def measure(
     model: str, quantization: str | None = None, dtype: str | None = None, batch_tokens: int = 1_024
 ) -> dict:
-    """Load a model in a process of its own, encode a few batches, and set the peak beside the estimate.
+    """Load a model in a process of its own, encode a few batches, and set the peak beside the
+    estimate.
 
     Args:
         model: A bundled model.
@@ -26,9 +29,10 @@ def measure(
         batch_tokens: Tokens in a batch, padding included.
 
     Returns:
-        A row for `results.Store`: bits, estimate_weights, estimate_total, measured_loaded, measured_peak (bytes above what the same
-        process took before, its tokenizer and the pages of the file that no parameter uses left out) and ratio (estimate_total /
-        measured_peak).
+        A row for `results.Store`: bits, estimate_weights, estimate_total, measured_loaded,
+            measured_peak (bytes above what the same process took before, its tokenizer and the
+            pages of the file that no parameter uses left out) and ratio (estimate_total /
+            measured_peak).
 
     Raises:
         RuntimeError: The process failed; its last words are in the message.
@@ -36,13 +40,13 @@ def measure(
     Built in notebook 03.
     """
     get_spec(model)
-    call = f"from memory import measure_here as m; m({model!r}, {quantization!r}, {dtype!r}, {batch_tokens})"
+    arguments = f"{model!r}, {quantization!r}, {dtype!r}, {batch_tokens}"
+    call = f"from memory import measure_here; measure_here({arguments})"
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, cwd=here)
     if done.returncode:
-        raise RuntimeError(
-            f"measuring {model} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
-        )
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        raise RuntimeError(f"measuring {model} failed: {said.splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -82,7 +86,8 @@ def measure_here(
         loaded.model.parameters()
     ):  # weights are mapped from the file: only pages that were touched are in memory
         parameter.detach().flatten()[::512].sum()
-    # A quantised model leaves its checkpoint mapped; pages that no parameter uses are the system's to take back.
+    # A quantised model leaves its checkpoint mapped; pages that no parameter uses are the system's
+    # to take back.
     used = sum(
         parameter.nbytes for parameter in loaded.model.parameters() if parameter.is_floating_point()
     )
@@ -99,11 +104,22 @@ def measure_here(
         spec, bits=bits, batch_tokens=batch_tokens, compute_bits=compute, device=place.type
     )
     row = {
-        "kind": "memory", "model": model, "quantization": quantization, "dtype": loaded.dtype, "bits": bits, "batch_tokens": batch_tokens,
-        "prompt": spec.prompt, "device": loaded.device, "weight_origin": loaded.weight_origin, "estimate_weights": estimate.weights,
-        "estimate_total": estimate.total, "measured_loaded": in_use - before, "measured_peak": peak - before,
-        "measured_tokenizer": tokenizer, "ratio": round(estimate.total / (peak - before), 3),
-    }  # fmt: skip
+        "kind": "memory",
+        "model": model,
+        "quantization": quantization,
+        "dtype": loaded.dtype,
+        "bits": bits,
+        "batch_tokens": batch_tokens,
+        "prompt": spec.prompt,
+        "device": loaded.device,
+        "weight_origin": loaded.weight_origin,
+        "estimate_weights": estimate.weights,
+        "estimate_total": estimate.total,
+        "measured_loaded": in_use - before,
+        "measured_peak": peak - before,
+        "measured_tokenizer": tokenizer,
+        "ratio": round(estimate.total / (peak - before), 3),
+    }
     del kept
     print(json.dumps(check_row(row | provenance())))
 

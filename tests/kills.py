@@ -1,18 +1,22 @@
-"""Run a verb of the command line and kill it, again and again, when its file of finished work has so many lines (or bytes)."""
+"""Run a verb of the command line and kill it, again and again, when its file of finished
+work has so many lines (or bytes).
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-# One process imports what is slow to import; every attempt is a fork of it, and gets a real SIGKILL.
+# One process imports what is slow to import; every attempt is a fork of it, and gets a real
+# SIGKILL.
 SCRIPT = """
 import json, os, signal, sys, time
 import torch, transformers, scipy.stats, pandas
 from prompteol_utils import encoder
 from prompteol_utils.__main__ import main
 verb, file, moments, unit = json.loads(sys.argv[1])
-count = {"lines": lambda: open(file, "rb").read().count(b"\\n"), "bytes": lambda: os.path.getsize(file)}[unit]
+lines = lambda: open(file, "rb").read().count(b"\\n")
+count = {"lines": lines, "bytes": lambda: os.path.getsize(file)}[unit]
 lines = lambda: count() if os.path.exists(file) else 0
 for moment in moments:
     child = os.fork()

@@ -1,4 +1,7 @@
-"""The pins agree: pyproject.toml, requirements*.lock and environment.yml. conda itself is not run here; only its file is compared."""
+"""The pins agree: pyproject.toml, requirements*.lock and environment.yml.
+
+Conda itself is not run here; only its file is compared.
+"""
 
 import importlib.util
 import re

@@ -1,4 +1,6 @@
-"""Pictures that can be read: nothing overlaps or is cut off, every axis is named, and no table that mixes sets is drawn."""
+"""Pictures that can be read: nothing overlaps or is cut off, every axis is named, and no
+table that mixes sets is drawn.
+"""
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt

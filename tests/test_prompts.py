@@ -1,4 +1,6 @@
-"""The template to the character, the punctuation rules in their order, demonstrations in the paper's format."""
+"""The template to the character, the punctuation rules in their order, demonstrations in
+the paper's format.
+"""
 
 import pytest
 from hypothesis import given
@@ -65,7 +67,10 @@ def test_one_demonstration_in_the_format_of_the_paper():
     prompt = with_demonstrations(
         "prompteol", [Demonstration("A jockey riding a horse.", "Equestrian")]
     )
-    expected = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".This sentence : "The cat sleeps." means in one word:"'
+    expected = (
+        'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
+        'This sentence : "The cat sleeps." means in one word:"'
+    )
     assert prompt.render("The cat sleeps") == expected
     assert (
         prompt.demonstrations[0].word == "Equestrian"
@@ -83,7 +88,8 @@ def test_demonstrations_keep_their_order_and_are_cleaned_like_the_sentence():
         ],
     )
     assert prompt.prefix.startswith(
-        'This sentence : "He said \'go\' and left." means in one word:"Farewell".This sentence : "Meat from a deer."'
+        'This sentence : "He said \'go\' and left." means in one word:"Farewell".'
+        'This sentence : "Meat from a deer."'
     )
     assert with_demonstrations("prompteol", []) is PROMPTS["prompteol"]
 

@@ -50,7 +50,9 @@ def test_an_installed_copy_encodes_and_scores(installed, tmp_path):
     model = save_tiny("llama", tmp_path / "model")
     (tmp_path / "in.txt").write_text("The kettle sings.\nA late bus.\n")
     prompteol = [sys.executable, "-m", "prompteol_utils"]
-    where = outside(installed, sys.executable, "-c", "import prompteol_utils as p; print(p.__path__)")
+    where = outside(
+        installed, sys.executable, "-c", "import prompteol_utils as p; print(p.__path__)"
+    )
     assert str(installed) in where
     files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.npy")]
     assert "2 sentences" in outside(installed, *prompteol, "encode", "--model", str(model), *files)

@@ -1,4 +1,6 @@
-"""What the tests of the sets written for this project share: rows that know their line, and passages that may not stand twice."""
+"""What the tests of the sets written for this project share: rows that know their line, and
+passages that may not stand twice.
+"""
 
 import csv
 import re

@@ -1,7 +1,9 @@
-"""Write requirements.lock anew with uv (exact versions and hashes, without torch and its CUDA packages), and environment.yml from it.
+"""Write requirements.lock anew with uv (exact versions and hashes, without torch and its CUDA
+packages), and environment.yml from it.
 
-Versions that are in the lock stay unless pyproject.toml forbids them; `make lock UPGRADE=1` takes the newest. torch's own pin is
-changed by hand in requirements-torch.lock, since a lock cannot hold both its CPU and its CUDA build.
+Versions that are in the lock stay unless pyproject.toml forbids them; `make lock UPGRADE=1` takes
+the newest. torch's own pin is changed by hand in requirements-torch.lock, since a lock cannot hold
+both its CPU and its CUDA build.
 """
 
 import os
@@ -13,10 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK, WORK = ROOT / "requirements.lock", ROOT / "build" / "lock"
-HEADER = "# Exact pins, hashed; made by `make lock`. torch is pinned on its own in requirements-torch.lock and installed first.\n"
+HEADER = (
+    "# Exact pins, hashed; made by `make lock`. torch is pinned on its own in "
+    "requirements-torch.lock and installed first.\n"
+)
 CONDA = """\
-# For conda users: conda env create -f environment.yml. Made by `make lock` from requirements*.lock, which `make` installs; a test compares
-# them. It was never run by conda itself on the machines this project is tested on; the packages and versions are those of the locks.
+# For conda users: conda env create -f environment.yml. Made by `make lock` from requirements*.lock,
+# which `make` installs; a test compares them. It was never run by conda itself on the machines this
+# project is tested on; the packages and versions are those of the locks.
 name: prompteol
 channels:
   - conda-forge
@@ -24,7 +30,8 @@ dependencies:
   - python=3.11
   - pip
   - pip:
-      # The next line gives the CPU build. For an NVIDIA GPU take it out: torch then comes with its CUDA packages, several GB.
+      # The next line gives the CPU build. For an NVIDIA GPU take it out: torch then comes with its
+      # CUDA packages, several GB.
       - --extra-index-url https://download.pytorch.org/whl/cpu
       - {torch}
 {pins}
@@ -40,7 +47,8 @@ def blocks(text: str) -> list[str]:
 
 
 def environment(torch: str, lock: str) -> str:
-    """environment.yml with the lock's pins; hashes are left out, because pip would then ask for torch's too.
+    """environment.yml with the lock's pins; hashes are left out, because pip would then ask for
+    torch's too.
 
     Args:
         torch: Text of requirements-torch.lock.

@@ -1,4 +1,5 @@
-"""The READMEs' tables of results, made from the recorded rows: `python tools/readme_results.py` writes them between their markers.
+"""The READMEs' tables of results, made from the recorded rows: `python tools/readme_results.py`
+writes them between their markers.
 
 A test compares the two, so a table can neither be typed by hand nor go stale.
 """
@@ -38,7 +39,10 @@ BLOCK = re.compile(r"(<!-- results: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def store(name: str) -> pd.DataFrame:
-    """Rows of one file of data/results, what a row says nothing of as None; empty where there is no file."""
+    """Rows of one file of data/results, what a row says nothing of as None.
+
+    Empty where there is no file.
+    """
     from prompteol_utils.results import Store
 
     rows = Store(RESULTS / f"{name}.jsonl").read()
@@ -203,7 +207,10 @@ def dtypes() -> str:
 
 
 def speed() -> str:
-    """Sentences a second by engine and demonstrations; in brackets the share of the machine's fp32 peak."""
+    """Sentences a second by engine and demonstrations.
+
+    In brackets the share of the machine's fp32 peak.
+    """
     rows = store("bench").astype({"sentences_per_second": float, "share": float})
     engines = list(dict.fromkeys(rows["engine"]))
     medians = rows.groupby(["model", "shots", "engine"], sort=False)[

@@ -1,7 +1,9 @@
-"""Make .venv with the exact pins; a second call finds its stamps and does nothing. Standard library only.
+"""Make .venv with the exact pins; a second call finds its stamps and does nothing. Standard library
+only.
 
-torch comes first and apart: a lock cannot hold both its CPU and its CUDA build, and on Linux the plain index gives the CUDA build with
-several GB of NVIDIA packages. A step that was interrupted has no stamp, so the next call repairs what it left and runs the step again.
+torch comes first and apart: a lock cannot hold both its CPU and its CUDA build, and on Linux the
+plain index gives the CUDA build with several GB of NVIDIA packages. A step that was interrupted has
+no stamp, so the next call repairs what it left and runs the step again.
 """
 
 import hashlib
@@ -16,7 +18,8 @@ from pathlib import Path
 OLDEST = (3, 11)
 if sys.version_info < OLDEST:
     sys.exit(
-        "Python 3.11 or later is needed; {} is {}.{}.\nInstall one and name it: make PYTHON=python3.12 (or whatever it is called)".format(
+        "Python 3.11 or later is needed; {} is {}.{}.\n"
+        "Install one and name it: make PYTHON=python3.12 (or whatever it is called)".format(
             sys.executable, *sys.version_info[:2]
         )
     )
@@ -30,7 +33,8 @@ LOCK = ROOT / "requirements.lock"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
 
-# Run by the environment's Python: a distribution without its RECORD, or with a recorded file missing, was cut short. Without its
+# Run by the environment's Python: a distribution without its RECORD, or with a recorded file
+# missing, was cut short. Without its
 # metadata pip installs it again over what is there.
 REPAIR = """
 import importlib.metadata as metadata, pathlib, shutil, sysconfig
@@ -95,7 +99,10 @@ def make_venv():
 
 
 def pip(*arguments):
-    """One pip install. pip's hundreds of lines go into .venv/setup.log; what is shown is how far it is."""
+    """One pip install. pip's hundreds of lines go into .venv/setup.log.
+
+    What is shown is how far it is.
+    """
     command = [*PIP, "--progress-bar", "off", *map(str, arguments)]
     pipes = {
         "stdout": subprocess.PIPE,
@@ -119,12 +126,15 @@ def pip(*arguments):
                 say(f"  {seen} packages fetched, now being unpacked")
     if run.returncode:
         fail(
-            f"pip failed: install {' '.join(map(str, arguments))}\n{''.join(lines[-15:])}Once the cause is gone, make goes on from here."
+            f"pip failed: install {' '.join(map(str, arguments))}\n{''.join(lines[-15:])}"
+            "Once the cause is gone, make goes on from here."
         )
 
 
 def try_pip(*arguments):
-    """The same, where "no such wheel" is an answer and anything else (a full disk, say) is an error."""
+    """The same, where "no such wheel" is an answer and anything else (a full disk, say) is
+    an error.
+    """
     run = subprocess.run(
         [*PIP, "--quiet", *map(str, arguments)],
         cwd=ROOT,
@@ -151,13 +161,17 @@ def has_nvidia_gpu():
 def install_torch():
     """CPU build where there is no NVIDIA GPU, the index's own build elsewhere.
 
-    "+cpu" is asked for by name instead of looking at what pip would install: older pips download the whole wheel before they can say.
+    "+cpu" is asked for by name instead of looking at what pip would install: older pips download
+    the whole wheel before they can say.
     """
     pin = TORCH.read_text().split()[-1]
     if not sys.platform.startswith("linux"):
         pip(
-            "--no-deps", pin
-        )  # the macOS and Windows wheels on the index hold no CUDA; torch's own needs are in requirements.lock
+            "--no-deps",
+            pin,
+            # the macOS and Windows wheels on the index hold no CUDA; torch's own needs are in
+            # requirements.lock
+        )
     elif has_nvidia_gpu():
         say(f"an NVIDIA GPU is here: {pin} with its CUDA packages (several GB)")
         pip("-r", TORCH)
@@ -176,9 +190,11 @@ def warn_of_cuda(pin, seconds=15):
     line = "!" * 100
     print(
         f"{line}\nNo CPU build of {pin} was found: neither where pip looks, nor at {CPU_INDEX}.\n"
-        "What comes next is the CUDA build from pip's index although there is no NVIDIA GPU here: a wheel of about 0.5 GB and about\n"
-        "20 packages of CUDA libraries, several GB in all. It works on a CPU too; it is only large.\n"
-        f"To stop: Ctrl-C within {seconds} seconds. Then put a CPU wheel of torch into a folder and run\n"
+        "What comes next is the CUDA build from pip's index although there is no NVIDIA GPU\n"
+        "here: a wheel of about 0.5 GB and about 20 packages of CUDA libraries, several GB in\n"
+        "all. It works on a CPU too; it is only large.\n"
+        f"To stop: Ctrl-C within {seconds} seconds. Then put a CPU wheel of torch into a folder\n"
+        "and run\n"
         f"  PIP_FIND_LINKS=that/folder make tutorial\n{line}",
         file=sys.stderr,
         flush=True,
@@ -206,7 +222,8 @@ def main():
     }
     if subprocess.run([str(PYTHON), "-c", REPAIR]).returncode:
         fail(
-            "the packages in .venv could not be looked through; remove the folder .venv and run make again"
+            "the packages in .venv could not be looked through; remove the folder .venv and run "
+            "make again"
         )
     for name, step in steps.items():
         if stamps.get(name) == wanted[name]:

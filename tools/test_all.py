@@ -1,4 +1,7 @@
-"""What `make test` runs: every step, even when one fails; the failures are listed at the end and the exit code says so."""
+"""What `make test` runs: every step, even when one fails.
+
+The failures are listed at the end and the exit code says so.
+"""
 
 import os
 import re
@@ -39,7 +42,9 @@ FAILURE = re.compile(r"^(FAILED|ERROR) ")
 
 
 def step(name: str, command: list[str]) -> tuple[str, float, int, str, list[str]]:
-    """Run one step, show its lines as they come, keep its summary line and the names of what failed."""
+    """Run one step, show its lines as they come, keep its summary line and the names of
+    what failed.
+    """
     print(f"\n=== {name}", flush=True)
     start, summary, failures = time.perf_counter(), "", []
     env = {
@@ -79,7 +84,8 @@ def main() -> int:
             )
     failed = sum(bool(code) for _, _, code, _, _ in done)
     print(
-        f"\n{len(done) - failed} of {len(done)} steps passed, {sum(minutes for _, minutes, *_ in done):.1f} minutes"
+        f"\n{len(done) - failed} of {len(done)} steps passed, "
+        f"{sum(minutes for _, minutes, *_ in done):.1f} minutes"
     )
     return int(bool(failed))
 

@@ -1,4 +1,7 @@
-"""The real notebooks: their form, their profiles, and README's table against their headers. They are executed by `make test`."""
+"""The real notebooks: their form, their profiles, and README's table against their headers.
+
+They are executed by `make test`.
+"""
 
 import re
 from pathlib import Path
@@ -71,7 +74,9 @@ def test_profiles_name_real_notebooks():
 
 
 def table(text: str) -> dict[str, list[str]]:
-    """README's course table: the cells of each row that links a notebook, by the notebook's stem."""
+    """README's course table: the cells of each row that links a notebook, by the notebook's
+    stem.
+    """
     rows = {}
     for line in text.splitlines():
         if line.startswith("|") and (link := re.search(r"\(notebooks/(\w+)\.ipynb\)", line)):

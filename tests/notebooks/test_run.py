@@ -1,4 +1,7 @@
-"""Runs of small notebooks that are built here: good, failing, interrupted, wrongly parametrised; publishing and nbval copies."""
+"""Runs of small notebooks that are built here: good, failing, interrupted, wrongly parametrised.
+
+Publishing and nbval copies.
+"""
 
 import json
 import os
@@ -54,7 +57,10 @@ def cells(path: Path) -> list:
 
 @pytest.fixture(scope="session")
 def published_once(tmp_path_factory) -> Path:
-    """A notebook whose outputs were published by the runner; one cell's output is compared, one writes to stderr."""
+    """A notebook whose outputs were published by the runner.
+
+    One cell's output is compared, one writes to stderr.
+    """
     folder = tmp_path_factory.mktemp("published")
     noisy = code("import sys\nprint('noise', file=sys.stderr)\nprint('10%\\r20%\\rdone')")
     path = notebook(folder / "01_good.ipynb", code("sorted([3, 1, 2])", rules.COMPARED), noisy)
@@ -169,7 +175,8 @@ def test_unknown_names_are_told_the_known_ones(tmp_path):
 def test_interrupted_run_keeps_what_is_finished(tmp_path, signum):
     pid = tmp_path / "kernel.pid"
     slow = code(
-        f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(120)"
+        f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(120)"
     )
     names = [
         notebook(tmp_path / "00_a.ipynb"),

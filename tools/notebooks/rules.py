@@ -1,4 +1,6 @@
-"""The form of a notebook: find, read and write them, take out what differs between machines, refuse what breaks the rules."""
+"""The form of a notebook: find, read and write them, take out what differs between
+machines, refuse what breaks the rules.
+"""
 
 import ast
 import json
@@ -34,14 +36,18 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 
 class NotebookError(ValueError):
-    """A notebook, profile or parameter that does not exist or does not fit; the message names the allowed ones."""
+    """A notebook, profile or parameter that does not exist or does not fit.
+
+    The message names the allowed ones.
+    """
 
 
 def find(names: Sequence[str | os.PathLike] = (), folder: Path | None = None) -> list[Path]:
     """The notebooks that are meant, in reading order.
 
     Args:
-        names: Paths, file names without ".ipynb", or their first letters ("00"). None given: all of them.
+        names: Paths, file names without ".ipynb", or their first letters ("00"). None given: all of
+            them.
         folder: Where the ordered notebooks are; the project's own by default.
 
     Raises:
@@ -59,9 +65,9 @@ def find(names: Sequence[str | os.PathLike] = (), folder: Path | None = None) ->
             else [nb for nb in known if nb.stem.startswith(path.stem)]
         )
         if len(fits) != 1:
-            raise NotebookError(
-                f"{len(fits) or 'no'} notebooks are called {str(name)!r}; there are: {', '.join(nb.stem for nb in known)}"
-            )
+            there = ", ".join(notebook.stem for notebook in known)
+            count = len(fits) or "no"
+            raise NotebookError(f"{count} notebooks are called {str(name)!r}; there are: {there}")
         found += fits
     return found
 
@@ -124,7 +130,10 @@ def write(nb, path: Path) -> None:
 
 
 def texts(output) -> dict[str, str]:
-    """The texts of a cell's output by kind ("text" for a stream, else the MIME type); pictures are left out."""
+    """The texts of a cell's output by kind ("text" for a stream, else the MIME type).
+
+    Pictures are left out.
+    """
     data = {**output.get("data", {}), **({"text": output["text"]} if "text" in output else {})}
     return {
         kind: text
@@ -134,7 +143,8 @@ def texts(output) -> dict[str, str]:
 
 
 def strip_volatile_metadata(nb):
-    """Take out of a notebook, in place, what differs between two runs or machines: metadata, stderr, progress bars, paths.
+    """Take out of a notebook, in place, what differs between two runs or machines: metadata,
+    stderr, progress bars, paths.
 
     Returns:
         The same notebook. Sources, cell ids, results and execution counts stay.
@@ -163,7 +173,9 @@ def strip_volatile_metadata(nb):
 
 
 def _smaller(png: str) -> str:
-    """A figure with a palette of 128 colours instead of all of them: it looks the same and takes a third of the room in git."""
+    """A figure with a palette of 128 colours instead of all of them: it looks the same and
+    takes a third of the room in git.
+    """
     import base64
     import io
 
@@ -220,7 +232,8 @@ def _problems(path: Path) -> Iterator[str]:
     if len(raw.encode()) > MAX_BYTES:
         yield f"{len(raw.encode()):,} bytes, more than {MAX_BYTES:,}: fewer or smaller figures"
     if nb.metadata.get("kernelspec", {}).get("name") != "python3":
-        yield f"the kernelspec is {nb.metadata.get('kernelspec', {}).get('name')!r}, not 'python3'; {mend}"
+        found = nb.metadata.get("kernelspec", {}).get("name")
+        yield f"the kernelspec is {found!r}, not 'python3'; {mend}"
     if '"id"' not in raw or any("id" not in cell for cell in json.loads(raw)["cells"]):
         yield f"cells without an id; {mend}"
     if (
@@ -255,7 +268,10 @@ def _cell_problems(cell, mend: str) -> Iterator[str]:
         return
     lines = [line for line in cell.source.splitlines() if line.strip()]
     if len(lines) > MAX_LINES:
-        yield f"{len(lines)} lines of code, more than {MAX_LINES}: move plumbing into the package, or tell it in two steps"
+        yield (
+            f"{len(lines)} lines of code, more than {MAX_LINES}: move plumbing into the package, "
+            "or tell it in two steps"
+        )
     for output in cell.outputs:
         if output.get("name") == "stderr":
             yield f"an stderr output; {mend}"
@@ -308,7 +324,11 @@ def _exercise_problems(nb) -> Iterator[str]:
             continue
         name = exercise_check(cell)
         if name is None or not cell.metadata.get("wrong_answer"):
-            yield f"the exercise {cell.source.splitlines()[0]!r} lacks a function check_N(answer) or the metadata 'wrong_answer'"
+            first = cell.source.splitlines()[0]
+            yield (
+                f"the exercise {first!r} lacks a function check_N(answer) "
+                "or the metadata 'wrong_answer'"
+            )
             continue
         solved = [solution for solution in tagged(nb, "solution") if f"{name}(" in solution.source]
         if not solved:

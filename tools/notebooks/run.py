@@ -1,4 +1,6 @@
-"""Run the notebooks in order with papermill, publish their outputs, make the copies that nbval compares."""
+"""Run the notebooks in order with papermill, publish their outputs, make the copies that
+nbval compares.
+"""
 
 import ast
 import os
@@ -35,7 +37,10 @@ RESULT_LINES = 40
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one notebook: status is "ok", "failed", "interrupted" or "not run"; error is "" when it is ok."""
+    """What became of one notebook: status is "ok", "failed", "interrupted" or "not run".
+
+    Error is "" when it is ok.
+    """
 
     notebook: str
     minutes: float
@@ -45,7 +50,8 @@ class Outcome:
 
 
 def load_profile(profile: str | None, file: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Parameters by notebook of one profile of profiles.yml; None is the default profile, which overrides nothing.
+    """Parameters by notebook of one profile of profiles.yml; None is the default profile, which
+    overrides nothing.
 
     Raises:
         NotebookError: There is no such profile.
@@ -64,9 +70,11 @@ def load_profile(profile: str | None, file: Path | None = None) -> dict[str, dic
 
 
 def check_overrides(nb, overrides: dict[str, Any]) -> None:
-    """Refuse what papermill would inject without a word: an unknown parameter, or a value of another type.
+    """Refuse what papermill would inject without a word: an unknown parameter, or a value of
+    another type.
 
-    An int stands for a float; None is allowed where the line's annotation says so (`LIMIT: int | None = 250`) or None is the default.
+    An int stands for a float; None is allowed where the line's annotation says so (`LIMIT: int |
+    None = 250`) or None is the default.
 
     Raises:
         NotebookError: Names the parameter and the allowed ones with their types.
@@ -96,7 +104,8 @@ def check_overrides(nb, overrides: dict[str, Any]) -> None:
             or (value is None and isinstance(given, str | int | float))
         ):
             raise NotebookError(
-                f"{name} takes {kind(name)}, not {given!r} ({type(given).__name__}); the parameters: {listing}"
+                f"{name} takes {kind(name)}, not {given!r} ({type(given).__name__}); "
+                f"the parameters: {listing}"
             )
 
 
@@ -108,28 +117,34 @@ def run(
     publish: bool = False,
     profiles: Path | None = None,
 ) -> list[Outcome]:
-    """Execute notebooks one after the other with papermill; one that fails does not stop the others.
+    """Execute notebooks one after the other with papermill; one that fails does not stop the
+    others.
 
     Args:
         notebooks: As in `find`.
         profile: None for the values in the notebooks, else a name in profiles.yml.
         overrides: Parameters on top of the profile's.
-        output: Folder for the executed copies; build/notebooks/<profile> by default. A copy appears when its notebook is finished.
-        publish: Write the outputs into the notebooks themselves, scrubbed; only with the default profile.
+        output: Folder for the executed copies; build/notebooks/<profile> by default. A copy appears
+            when its notebook is finished.
+        publish: Write the outputs into the notebooks themselves, scrubbed; only with the default
+            profile.
         profiles: Another profiles.yml.
 
     Returns:
-        One Outcome a notebook, in order. After Ctrl-C or SIGTERM the finished ones are kept and the rest are "not run".
+        One Outcome a notebook, in order. After Ctrl-C or SIGTERM the finished ones are kept and the
+        rest are "not run".
 
     Raises:
-        NotebookError: Before anything runs: unknown notebook, profile or parameter, a value of another type, nothing to run.
+        NotebookError: Before anything runs: unknown notebook, profile or parameter, a value of
+            another type, nothing to run.
     """
     paths, values = find(notebooks), load_profile(profile, profiles)
     if not paths:
         raise NotebookError(f"there are no notebooks in {show(NOTEBOOKS)}")
     if publish and (values or overrides):
         raise NotebookError(
-            "publishing runs the default profile without overrides: its outputs are what a reader sees"
+            "publishing runs the default profile without overrides: its outputs are what "
+            "a reader sees"
         )
     output = Path(output or BUILD / "notebooks" / (profile or "default"))
     plan = [(path, {**values.get(path.stem, {}), **(overrides or {})}) for path in paths]
@@ -154,7 +169,8 @@ def run(
                 _show_results(read(outcomes[-1].copy))
             if profile is None and number == 1:
                 print(
-                    "\nTo read and run the notebooks yourself: make lab (opens JupyterLab in your browser)\n",
+                    "\nTo read and run the notebooks yourself: make lab "
+                    "(opens JupyterLab in your browser)\n",
                     flush=True,
                 )
     _show_table(outcomes)
@@ -287,7 +303,8 @@ def smoke_copies(
     profile: str = "smoke",
     profiles: Path | None = None,
 ) -> list[Path]:
-    """Copies for nbval: the profile's values in the parameters cell, committed outputs kept only where they are compared.
+    """Copies for nbval: the profile's values in the parameters cell, committed outputs kept only
+    where they are compared.
 
     Each copy ends with cells that give every exercise's check its wrong answers and None.
 
