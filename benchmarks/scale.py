@@ -25,10 +25,10 @@ ROWS = ROOT / "data" / "results" / "scale.jsonl"
 
 def sentences(n: int) -> list[str]:
     """The first n of a fixed order of all beginnings (three words) and ends (four words) of the mini set's sentences."""
-    from prompteol_utils.data import csv_rows
+    from prompteol_utils.data import read_records
     from prompteol_utils.utils.files import DATA
 
-    rows = [row for _, row in csv_rows(DATA / "mini_sts.csv", ("left", "right"))]
+    rows = [row for _, row in read_records(DATA / "mini_sts.csv", ("left", "right"))]
     words = [
         text.split()
         for text in dict.fromkeys(row[side] for row in rows for side in ("left", "right"))

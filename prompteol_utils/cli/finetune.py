@@ -93,6 +93,12 @@ def _finetune(options: argparse.Namespace) -> int:
     print(
         f"{len(triplets):,} triplets ({triplets.origin}); left out: {triplets.dropped}", flush=True
     )
+    if triplets.not_compared:
+        print(
+            "not at hand, so their sentences may be among the triplets: "
+            f"{', '.join(triplets.not_compared)}",
+            flush=True,
+        )
     if options.device is None and "LOCAL_RANK" in os.environ:
         import torch
 

@@ -1,4 +1,4 @@
-"""Where sentences come from: STS pairs, NLI triplets, transfer tasks, and the small sets of this project."""
+"""Where sentences come from: STS pairs, NLI triplets, transfer tasks, the project's small sets."""
 
 from prompteol_utils._lazy import attach
 
@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "bundled": ["load_corpus", "load_demonstrations", "paper_demonstrations"],
         "nli": ["Triplet", "Triplets", "load_nli", "evaluation_sentences", "comparable"],
-        "sentences": ["SentenceFileError", "read_sentences", "numbered_sentences"],
+        "readers": ["SentenceFileError", "read_sentences", "numbered_sentences", "read_records"],
         "senteval": ["find_folder"],
         "sts": ["Pairs", "load_sts", "load_mini_sts", "STS_TASKS"],
         "transfer": [

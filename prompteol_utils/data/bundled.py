@@ -2,66 +2,60 @@
 
 import os
 
-from prompteol_utils.data.readers import csv_rows as _csv_rows
-from prompteol_utils.data.readers import sentence as _sentence
+from prompteol_utils.data.readers import SentenceFileError, clean, read_records
 from prompteol_utils.prompts import Demonstration
 from prompteol_utils.utils.files import DATA
 
 
 def load_corpus(path: str | os.PathLike = DATA / "corpus.csv") -> list[str]:
-    """Read the sentences of the search example, in file order (columns topic, sentence). Built in notebook 00."""
-    return [
-        _sentence(row["sentence"], path, line)
-        for line, row in _csv_rows(path, ("topic", "sentence"))
-    ]
+    """Read the 80 sentences of the semantic-search example, in file order."""
+    return [clean(record["sentence"], where) for where, record in read_records(path, ["sentence"])]
 
 
 def load_demonstrations(
     path: str | os.PathLike = DATA / "demonstrations.csv",
 ) -> list[Demonstration]:
-    """Read candidate demonstrations from a CSV.
+    """Read candidate demonstrations.
 
     Args:
-        path: Its columns are sentence, word, kind, topic, and, if they are there, source and names.
+        path: CSV, TSV, JSONL or Parquet with the columns sentence and word; kind, topic, source
+            and names are optional.
 
     Raises:
-        ValueError: A malformed row, a blank sentence or word, a word with a quote or space (file and line named).
+        SentenceFileError: A malformed line, a blank sentence, or a word with a quote or a space.
 
-    Source: the demonstration set of the paper (300 candidates). Built in notebook 02.
+    Source: the demonstration set of the paper (300 candidates).
     """
+    optional = ("kind", "topic", "source", "names")
     return [
         _demonstration(
-            path,
-            line,
-            row["sentence"],
-            row["word"],
-            row["kind"],
-            row["topic"],
-            row.get("source", ""),
-            row.get("names", ""),
+            where,
+            record["sentence"],
+            record["word"],
+            *(record.get(name) or "" for name in optional),
         )
-        for line, row in _csv_rows(path, ("sentence", "word", "kind", "topic"))
+        for where, record in read_records(path, ("sentence", "word"), optional=optional)
     ]
 
 
 def paper_demonstrations(
     path: str | os.PathLike = DATA / "paper" / "demonstrations.csv",
 ) -> dict[str, Demonstration]:
-    """The one demonstration that the paper chose for each model size, by model name; `kind` is where it comes from.
+    """Read the demonstration that the paper chose for each model size, by model name.
 
-    Source: the paper's table of chosen demonstrations, cited per row in the file. Built in notebook 02.
+    `kind` says where it comes from. Source: the paper's table of chosen demonstrations.
     """
-    columns = ("model", "sentence", "word", "gain", "origin", "source")
+    columns = ("model", "sentence", "word", "origin", "source")
     return {
-        row["model"]: _demonstration(
-            path, line, row["sentence"], row["word"], row["origin"], "", row["source"]
+        record["model"]: _demonstration(
+            where, record["sentence"], record["word"], record["origin"], "", record["source"]
         )
-        for line, row in _csv_rows(path, columns)
+        for where, record in read_records(path, columns)
     }
 
 
-def _demonstration(path: str | os.PathLike, line: int, *fields: str) -> Demonstration:
+def _demonstration(where: str, *fields: str) -> Demonstration:
     try:
         return Demonstration(*fields)
     except ValueError as error:
-        raise ValueError(f"{path}, line {line}: {error}") from None
+        raise SentenceFileError(f"{where}: {error}") from None

@@ -1,10 +1,12 @@
-"""Where SentEval's data lies: a folder that was named, else the archive on the Hugging Face hub, fetched once.
+"""Find SentEval's data: in a named folder, else in the archive on the Hugging Face hub.
 
-A named folder is never silently replaced by another source, and the hub is asked once per process, for a few seconds at most.
+A named folder is never silently replaced by another source, and the hub is asked once per process,
+for a few seconds at most.
 """
 
 import errno
 import os
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -13,26 +15,41 @@ from prompteol_utils.models import download
 from prompteol_utils.utils import files
 
 VARIABLE = "PROMPTEOL_SENTEVAL"
-_REPO, _ARCHIVE = (
-    "princeton-nlp/datasets-for-simcse",
-    "senteval.tar",
-)  # named in SimCSE: SentEval/data/downstream/download_dataset.sh
+# Named in SimCSE: SentEval/data/downstream/download_dataset.sh
+_REPO = "princeton-nlp/datasets-for-simcse"
+_ARCHIVE = "senteval.tar"
 _WAIT = 4.0  # seconds for "is the hub there?"; its own download function keeps trying for 23
-_failure: str | None = (
-    None  # why the hub did not help, remembered so that a process waits for it only once
-)
+_failure: str | None = None  # why the hub did not help: a process waits for it only once
 
 
 class Unreachable(FileNotFoundError):
     """No folder was named and the hub cannot be reached."""
 
 
+def named_folder(root: str | os.PathLike | None = None) -> Path | None:
+    """Return the folder that `root` or PROMPTEOL_SENTEVAL names; None if neither does.
+
+    Raises:
+        FileNotFoundError: It is not a folder.
+    """
+    named = root if root is not None else os.environ.get(VARIABLE) or None
+    if named is None:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{_given(root)} is not a folder. Name SentEval's `downstream` folder, the one that "
+            "holds STS/ and SICK/ (the set written for this project is read by load_mini_sts)"
+        )
+    return folder
+
+
 def find_folder(needs: str, root: str | os.PathLike | None = None) -> tuple[Path, str]:
-    """The folder that holds STS/, SICK/ and so on (SentEval's `downstream`), and where it is from.
+    """Find the folder that holds STS/, SICK/ and so on (SentEval's `downstream`).
 
     Args:
         needs: What is wanted of it, such as "STS/STS12-en-test".
-        root: The folder itself; None stands for the one in the variable PROMPTEOL_SENTEVAL, else the hub's archive.
+        root: The folder itself; None: the one in PROMPTEOL_SENTEVAL, else the hub's archive.
 
     Returns:
         The folder and its origin: "senteval" for a named folder, "hub" for the archive.
@@ -40,40 +57,25 @@ def find_folder(needs: str, root: str | os.PathLike | None = None) -> tuple[Path
     Raises:
         FileNotFoundError: The named folder (or the archive) is missing or lacks what is needed.
         Unreachable: No folder was named and the hub is out of reach; says how to get the data.
-
-    Built in notebook 01.
     """
-    named = root if root is not None else os.environ.get(VARIABLE) or None
-    if named is None:
-        folder = _hub_folder()
+    folder = named_folder(root)
+    if folder is None:
+        folder = hub_folder()
         if not (folder / needs).exists():
             raise FileNotFoundError(
-                f"the hub's {_ARCHIVE} ({_REPO}) has no {needs}; name a folder that has it: root= or {VARIABLE}"
+                f"the hub's {_ARCHIVE} ({_REPO}) has no {needs}; name a folder that has it: root= "
+                f"or {VARIABLE}"
             )
         return folder, "hub"
-    given, folder = f"{'root' if root is not None else VARIABLE}={named}", Path(named).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{given} is not a folder. Name SentEval's `downstream` folder, the one that holds STS/ and SICK/ "
-            "(the set written for this project is read by load_mini_sts)"
-        )
-    if not (folder / needs).exists():
-        inner = next(
-            (
-                folder / name
-                for name in ("downstream", "data/downstream")
-                if (folder / name / needs).exists()
-            ),
-            None,
-        )
-        raise FileNotFoundError(
-            f"{given} has no {needs}" + (f"; did you mean {inner}?" if inner else "")
-        )
-    return folder, "senteval"
+    if (folder / needs).exists():
+        return folder, "senteval"
+    inner = [folder / name for name in ("downstream", "data/downstream")]
+    hint = "".join(f"; did you mean {one}?" for one in inner if (one / needs).exists())
+    raise FileNotFoundError(f"{_given(root)} has no {needs}{hint}")
 
 
 def hub_file(name: str) -> str:
-    """Path of another file of the repository that holds the archive, in the hub's own cache, fetched when it is not there.
+    """Return the path of a file of the archive's repository, fetched if the cache lacks it.
 
     Raises:
         Unreachable: It is not in the cache and the hub is out of reach.
@@ -86,8 +88,12 @@ def hub_file(name: str) -> str:
         raise Unreachable(f"no {name} of the hub's {_REPO}: {_failure}") from None
 
 
-def _hub_folder() -> Path:
-    """The unpacked archive in the cache, fetched when it is not there or damaged."""
+def hub_folder() -> Path:
+    """Return the unpacked archive in the cache, fetched if it is missing or damaged.
+
+    Raises:
+        Unreachable: It is not in the cache and the hub is out of reach.
+    """
     global _failure
     target = files.cache_folder() / "senteval"
     if not download.manifest_ok(target):
@@ -98,18 +104,16 @@ def _hub_folder() -> Path:
         except ConnectionError as error:
             _failure = str(error)
             raise Unreachable(
-                f"no SentEval data: {_failure}. Go online once (the hub's {_REPO}, {_ARCHIVE}, is then kept), or fetch SentEval's data "
-                f"elsewhere (SimCSE's repository, SentEval/data/downstream/download_dataset.sh) and set {VARIABLE}, or pass root=, to the "
-                "folder that holds STS/ and SICK/"
+                f"no SentEval data: {_failure}. Go online once (the hub's {_REPO}, {_ARCHIVE}, is "
+                "then kept), or fetch SentEval's data elsewhere (SimCSE's repository, "
+                f"SentEval/data/downstream/download_dataset.sh) and set {VARIABLE}, or pass root=, "
+                "to the folder that holds STS/ and SICK/"
             ) from None
         with files.lock(target):
             if not download.manifest_ok(target):  # another process may have been faster
                 _unpack(archive, target)
-    for folder in (
-        target,
-        *sorted(target.glob("*")),
-        *sorted(target.glob("*/*")),
-    ):  # wherever the archive has it
+    candidates = (target, *sorted(target.glob("*")), *sorted(target.glob("*/*")))
+    for folder in candidates:  # wherever the archive has it
         if (folder / "STS").is_dir():
             return folder
     raise FileNotFoundError(
@@ -117,20 +121,42 @@ def _hub_folder() -> Path:
     )
 
 
+def _given(root: str | os.PathLike | None) -> str:
+    return f"root={root}" if root is not None else f"{VARIABLE}={os.environ[VARIABLE]}"
+
+
 def _unpack(archive: str, target: Path) -> None:
     try:
         with files.atomic_folder(target) as folder:
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")  # refuses what would land outside
+                for member in tar:
+                    _extract(tar, member, folder)
             download.write_manifest(folder)
     except (tarfile.TarError, EOFError) as error:
         raise files.CacheError(
-            f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and run this again"
+            f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and try again"
         ) from error
 
 
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Unpack a plain file below the folder; `extractall(filter=)` came only with Python 3.11.4."""
+    target = folder / member.name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise tarfile.TarError(f"{member.name!r} would land outside the folder")
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+    elif member.isfile():  # links and devices are not data
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tar.extractfile(member) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+
+
 def _download(name: str = _ARCHIVE) -> str:
-    """Path of the archive (or another file) in the hub's own cache; ConnectionError when it is not there and the hub is out of reach."""
+    """Return a file's path in the hub's own cache, fetched if it is not there.
+
+    Raises:
+        ConnectionError: It is not in the cache and the hub is out of reach.
+    """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -141,12 +167,8 @@ def _download(name: str = _ARCHIVE) -> str:
         pass
     if _failure:  # asked before in this process
         raise ConnectionError(_failure)
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    }:
+    variable = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    if constants.HF_HUB_OFFLINE or variable in ("1", "ON", "YES", "TRUE"):
         raise ConnectionError("HF_HUB_OFFLINE is set, so the hub was not asked")
     _ask_hub(constants.ENDPOINT)
     try:
@@ -158,7 +180,11 @@ def _download(name: str = _ARCHIVE) -> str:
 
 
 def _ask_hub(endpoint: str) -> None:
-    """One request, answered in time or not at all; in a thread, because waiting for a name server has no other limit."""
+    """Ask once, with a time limit; in a thread, for waiting for a name server has no other limit.
+
+    Raises:
+        ConnectionError: No answer in time.
+    """
     from huggingface_hub.utils import get_session
 
     outcome = [f"{endpoint} did not answer within {_WAIT:g} s"]
@@ -167,9 +193,7 @@ def _ask_hub(endpoint: str) -> None:
         try:
             get_session().head(endpoint, timeout=_WAIT)
             outcome[0] = ""
-        except (
-            Exception
-        ) as error:  # the HTTP library's own classes; each of them means "not in reach"
+        except Exception as error:  # the HTTP library's own classes; each means "not in reach"
             outcome[0] = f"{endpoint} cannot be reached ({error})"
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -1,27 +1,35 @@
-"""Where sentences come from: the seven STS tasks in SentEval's layout, the small set of this project, and demonstrations.
+"""Sentence pairs with a grade: the seven STS tasks, this project's mini set, and files of your own.
 
-`senteval.find_folder` decides which copy is read; with neither a named folder nor a hub, `stsb` falls back to the set written for
-this project. `Pairs.origin` says what it was. Scores of different origin or text form do not belong into one column.
+`senteval.find_folder` decides which copy of a task is read; with neither a named folder nor a hub,
+`stsb` falls back to the mini set. `Pairs.origin` says which it was: scores of different origin or
+text form do not belong in one column.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from prompteol_utils.data import senteval
-from prompteol_utils.data.readers import cells as _cells
-from prompteol_utils.data.readers import csv_rows as _csv_rows
-from prompteol_utils.data.readers import lines as _lines
-from prompteol_utils.data.readers import sentence as _sentence
+from prompteol_utils.data.readers import (
+    SentenceFileError,
+    check_limit,
+    clean,
+    is_table,
+    own_origin,
+    random_positions,
+    read_lines,
+    read_records,
+    split_tabs,
+)
 from prompteol_utils.utils.files import DATA
 
 STS_TASKS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
 
-# The subsets in SentEval's order (senteval/sts.py); STS13 goes without SMT, whose licence keeps it out of SentEval.
+# SentEval's subsets in its order (senteval/sts.py); STS13's SMT is missing there for its licence.
 _SUBSETS = {
     "sts12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
     "sts13": ("FNWN", "headlines", "OnWN"),
@@ -44,17 +52,19 @@ class Pairs:
     """Sentence pairs with a similarity grade.
 
     Args:
-        name: The task, as in `STS_TASKS`, or "mini".
+        name: The task, as in `STS_TASKS`; "mini"; or the name of a file without its ending.
         left: n sentences.
         right: n sentences; `right[i]` is compared with `left[i]`.
-        gold: float64 (n,), 0 (unrelated) to 5 (the same meaning).
+        gold: float64 (n,), finite; 0 (unrelated) to 5 (the same meaning), but for own files, whose
+            scale is free: a rank correlation does not depend on it.
         subset: For each pair the data set or genre it comes from.
-        origin: Which copy was read: "senteval" (a folder that was named), "hub" or "mini".
+        origin: Which copy was read: "senteval" (a named folder), "hub", "mini", or "own:" and a
+            digest of the content.
         text_form: "tokenised lower case", "tokenised" or "natural".
         kind: For each pair how it was made; only the mini set has it, else empty.
 
     Raises:
-        ValueError: The columns differ in length.
+        ValueError: The columns differ in length, or a pair has no finite grade.
     """
 
     name: str
@@ -70,11 +80,44 @@ class Pairs:
         gold = np.array(self.gold, dtype=np.float64)
         gold.flags.writeable = False
         object.__setattr__(self, "gold", gold)
+        for name in ("left", "right", "subset", "kind"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {name: len(getattr(self, name)) for name in ("left", "right", "gold", "subset")}
         if len(set(lengths.values())) > 1 or len(self.kind) not in (0, len(gold)):
+            lengths["kind"] = len(self.kind)
+            raise ValueError(f"the columns of {self.name} differ in length: {lengths}")
+        if not np.isfinite(gold).all():
+            index = int(np.argmin(np.isfinite(gold)))
             raise ValueError(
-                f"the columns of {self.name} differ in length: {lengths | {'kind': len(self.kind)}}"
+                f"{self.name}: the grade of pair {index} is {gold[index]}; leave ungraded pairs out"
             )
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike, split: str | None = None) -> "Pairs":
+        """Read graded pairs of your own.
+
+        Args:
+            path: CSV, TSV, JSONL or Parquet with the columns sentence1, sentence2, score (any
+                number; higher is more similar). A column split is optional.
+            split: The pairs of this split; None, or a file without that column: all.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: A missing column, a malformed line, or no pair of the split.
+        """
+        name = Path(path).stem
+        records = list(read_records(path, ("sentence1", "sentence2", "score"), optional=("split",)))
+        splits = dict.fromkeys(str(record["split"]) for _, record in records if "split" in record)
+        if split and splits:
+            records = [(where, record) for where, record in records if record["split"] == split]
+        if not records:
+            found = f"; its splits: {', '.join(splits)}" if splits else ""
+            raise SentenceFileError(f"{path} holds no pair of split {split!r}{found}")
+        left = [clean(record["sentence1"], where) for where, record in records]
+        right = [clean(record["sentence2"], where) for where, record in records]
+        gold = [_grade(record["score"], where, own=True) for where, record in records]
+        origin = own_origin(left, right, gold)
+        return cls(name, left, right, gold, [name] * len(gold), origin, "natural")
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -85,7 +128,7 @@ class Pairs:
         return list(dict.fromkeys(self.left + self.right))
 
     def take(self, indices: Sequence[int]) -> "Pairs":
-        """The pairs at these positions, in this order."""
+        """Return the pairs at these positions, in this order."""
         columns = {
             name: tuple(getattr(self, name)[i] for i in indices)
             for name in ("left", "right", "subset")
@@ -95,37 +138,43 @@ class Pairs:
 
 
 def load_sts(
-    task: str,
+    task: str | os.PathLike,
     split: str = "test",
     *,
     root: str | os.PathLike | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> Pairs:
-    """Read an STS task from SentEval's files, as the paper's evaluation does.
+    """Read an STS task from SentEval's files as the paper's evaluation does, or a file of your own.
 
-    Pairs without a grade are left out; runs of white space become one space, as SentEval's `split` and `join` have it.
+    Pairs without a grade are left out; runs of white space become one space, as in SentEval.
 
     Args:
-        task: One of `STS_TASKS`.
+        task: One of `STS_TASKS`, or a file as in `Pairs.from_csv`.
         split: "test"; `stsb` and `sickr` also have "train" and "dev".
-        root: The folder that itself holds STS/ and SICK/ (SentEval's `downstream`). Default: the one in PROMPTEOL_SENTEVAL, else
-            the hub, else, for `stsb`, the mini set.
-        limit: At most so many pairs: a sample without replacement, kept in file order. None: all.
+        root: The folder that itself holds STS/ and SICK/ (SentEval's `downstream`). Default: the
+            one in PROMPTEOL_SENTEVAL, else the hub, else, for `stsb`, the mini set.
+        limit: At most so many pairs: a sample without replacement, in file order. None: all.
         seed: Of that sample.
 
     Returns:
-        The pairs; `subset` holds SentEval's subset for a year, the genre for `stsb`, "sickr" for `sickr`.
+        The pairs; `subset` is SentEval's subset for a year, the genre for `stsb`.
 
     Raises:
-        ValueError: Unknown task or split, bad limit, or a malformed line (its file and number are named).
-        FileNotFoundError: The named folder is missing or lacks the task; or none was named, and no hub is in reach.
+        ValueError: Unknown task or split, bad limit, or a malformed line (file and line named).
+        FileNotFoundError: The named folder is missing or lacks the task; or none was named, and no
+            hub can be reached.
 
-    Source: the experiments of the paper (STS, "all" setting); SimCSE's copy of SentEval. Built in notebook 01.
+    Source: the experiments of the paper (STS, "all" setting); SimCSE's copy of SentEval.
     """
     if task not in STS_TASKS:
-        raise ValueError(f"unknown STS task {task!r}; allowed: {', '.join(STS_TASKS)}")
-    splits = tuple(_SPLIT_FILES[task]) if task in _SPLIT_FILES else ("test",)
+        if is_table(task):
+            return _sample(Pairs.from_csv(task, split), limit, seed)
+        raise ValueError(
+            f"unknown STS task {task!r}; allowed: {', '.join(STS_TASKS)}, or a file with the "
+            "columns sentence1, sentence2, score (.csv, .tsv, .jsonl, .parquet)"
+        )
+    splits = tuple(_SPLIT_FILES.get(task, ("test",)))
     if split not in splits:
         raise ValueError(f"{task} has no split {split!r}; allowed: {', '.join(splits)}")
     try:
@@ -136,11 +185,10 @@ def load_sts(
                 f"{task}: {error}. Without it there is a small set for stsb alone"
             ) from None
         return replace(load_mini_sts(split, limit=limit, seed=seed), name=task)
-    columns = _read_split(folder, task, split) if task in _SPLIT_FILES else _read_year(folder, task)
-    left, right, gold, subset = (tuple(column) for column in zip(*columns, strict=True))
-    return _sample(
-        Pairs(task, left, right, gold, subset, origin, _text_form(task, left + right)), limit, seed
-    )
+    read = _read_split(folder, task, split) if task in _SPLIT_FILES else _read_year(folder, task)
+    left, right, gold, subset = zip(*read, strict=True)
+    form = _text_form(task, left + right)
+    return _sample(Pairs(task, left, right, gold, subset, origin, form), limit, seed)
 
 
 def load_mini_sts(
@@ -150,7 +198,7 @@ def load_mini_sts(
     seed: int = 0,
     path: str | os.PathLike = DATA / "mini_sts.csv",
 ) -> Pairs:
-    """Read the set written for this project: natural text, graded by `data/mini_sts_rubric.md` before any model was run.
+    """Read the set written for this project: natural text, graded by `data/mini_sts_rubric.md`.
 
     Args:
         split: "dev" or "test"; they share no sentence.
@@ -159,30 +207,26 @@ def load_mini_sts(
         path: A CSV with the columns split, genre, kind, score, left, right.
 
     Returns:
-        Pairs named "mini"; `subset` is the genre, `kind` how the pair was made (negation, role_swap, …).
+        Pairs named "mini"; `subset` is the genre, `kind` how the pair was made.
 
     Raises:
-        ValueError: Unknown split, or a malformed row (file and line named).
-
-    Built in notebook 01.
+        ValueError: Unknown split, or a malformed line (file and line named).
     """
     if split not in ("dev", "test"):
         more = "SentEval's STS-B has more: name its folder with root= or PROMPTEOL_SENTEVAL"
         raise ValueError(f"the mini set has no split {split!r}; allowed: dev, test. {more}")
-    rows = []
-    for line, row in _csv_rows(path, ("split", "genre", "kind", "score", "left", "right")):
-        if row["split"] not in ("dev", "test"):
-            raise ValueError(f"{path}, line {line}: split is {row['split']!r}; allowed: dev, test")
-        gold, left, right = (
-            _grade(row["score"], path, line),
-            _sentence(row["left"], path, line),
-            _sentence(row["right"], path, line),
-        )
-        if row["split"] == split:
-            rows.append((left, right, gold, row["genre"], row["kind"]))
-    if not rows:
-        raise ValueError(f"{path}: no row of split {split!r}")
-    left, right, gold, genre, kind = zip(*rows, strict=True)
+    found = []
+    columns = ("split", "genre", "kind", "score", "left", "right")
+    for where, record in read_records(path, columns):
+        if record["split"] not in ("dev", "test"):
+            raise SentenceFileError(f"{where}: split is {record['split']!r}; allowed: dev, test")
+        left, right = (clean(record[side], where) for side in ("left", "right"))
+        gold = _grade(record["score"], where)
+        if record["split"] == split:
+            found.append((left, right, gold, record["genre"], record["kind"]))
+    if not found:
+        raise SentenceFileError(f"{path}: no pair of split {split!r}")
+    left, right, gold, genre, kind = zip(*found, strict=True)
     return _sample(Pairs("mini", left, right, gold, genre, "mini", "natural", kind), limit, seed)
 
 
@@ -190,64 +234,58 @@ def _task_folder(task: str) -> str:
     return {"stsb": "STS/STSBenchmark", "sickr": "SICK"}.get(task, f"STS/{task.upper()}-en-test")
 
 
-def _read_year(folder: Path, task: str) -> list[tuple[str, str, float, str]]:
-    rows = []
+def _read_year(folder: Path, task: str) -> Iterator[tuple[str, str, float, str]]:
     for subset in _SUBSETS[task]:
-        inputs, grades = (
-            folder / _task_folder(task) / f"STS.{kind}.{subset}.txt" for kind in ("input", "gs")
-        )
-        sentences, golds = _lines(inputs), _lines(grades)
-        if len(sentences) != len(golds):
-            last = min(len(sentences), len(golds))
-            raise ValueError(
-                f"{grades} has {len(golds)} lines and {inputs.name} {len(sentences)}: line {last + 1} of the longer one has no partner"
+        inputs = folder / _task_folder(task) / f"STS.input.{subset}.txt"
+        grades = inputs.with_name(f"STS.gs.{subset}.txt")
+        lines = list(read_lines(inputs))
+        golds = list(read_lines(grades))
+        if len(lines) != len(golds):
+            raise SentenceFileError(
+                f"{grades} has {len(golds)} lines and {inputs.name} {len(lines)}: line "
+                f"{min(len(lines), len(golds)) + 1} of the longer one has no partner"
             )
-        before = len(rows)
-        for line, (text, gold) in enumerate(zip(sentences, golds, strict=True), 1):
-            left, right = _cells(text, inputs, line, 2)
+        if not any(gold.strip() for gold in golds):
+            raise SentenceFileError(f"{grades} holds no grade at all")
+        for number, (line, gold) in enumerate(zip(lines, golds, strict=True), 1):
+            where = f"{inputs}:{number}"
+            left, right = split_tabs(line, where, 2)
             if gold.strip():  # a pair that nobody graded: SentEval skips it
-                rows.append(
-                    (
-                        _sentence(left, inputs, line),
-                        _sentence(right, inputs, line),
-                        _grade(gold, grades, line),
-                        subset,
-                    )
-                )
-        if len(rows) == before:
-            raise ValueError(f"{grades} holds no grade at all")
-    return rows
+                grade = _grade(gold, f"{grades}:{number}")
+                yield clean(left, where), clean(right, where), grade, subset
 
 
-def _read_split(folder: Path, task: str, split: str) -> list[tuple[str, str, float, str]]:
+def _read_split(folder: Path, task: str, split: str) -> Iterator[tuple[str, str, float, str]]:
     path = folder / _SPLIT_FILES[task][split]
-    header, columns, at = (0, 7, (5, 6, 4, 0)) if task == "stsb" else (1, 5, (1, 2, 3, None))
-    rows = []
-    for line, text in enumerate(_lines(path)[header:], header + 1):
-        cells = _cells(text, path, line, columns)
-        left, right = (_sentence(cells[i], path, line) for i in at[:2])
-        rows.append(
-            (left, right, _grade(cells[at[2]], path, line), task if at[3] is None else cells[at[3]])
-        )
-    if not rows:
-        raise ValueError(f"{path} holds no pair")
-    return rows
+    lines = list(enumerate(read_lines(path), 1))
+    if task == "sickr":
+        lines = lines[1:]  # the header
+    if not lines:
+        raise SentenceFileError(f"{path} holds no pair")
+    for number, line in lines:
+        where = f"{path}:{number}"
+        if task == "stsb":
+            subset, _, _, _, gold, left, right = split_tabs(line, where, 7)
+        else:
+            _, left, right, gold, _ = split_tabs(line, where, 5)
+            subset = task
+        yield clean(left, where), clean(right, where), _grade(gold, where), subset
 
 
-def _grade(text: str, path: str | os.PathLike, line: int) -> float:
+def _grade(given: object, where: str, own: bool = False) -> float:
+    """Return a grade from 0 to 5; in a user's own file, any finite number."""
     try:
-        gold = float(text)
-    except ValueError:
+        gold = float(given)
+    except (TypeError, ValueError):
         gold = math.nan
-    if not 0 <= gold <= 5:
-        raise ValueError(
-            f"{path}, line {line}: the grade is {text[:20]!r}, expected a number from 0 to 5"
-        )
+    if not math.isfinite(gold) or not (own or 0 <= gold <= 5):
+        allowed = "a number, with a decimal point" if own else "a number from 0 to 5"
+        raise SentenceFileError(f"{where}: the grade is {str(given)[:20]!r}, expected {allowed}")
     return gold
 
 
 def _text_form(task: str, sentences: Sequence[str]) -> str:
-    """SentEval's STS files are tokenised and lower-cased, its SICK files tokenised; the organisers' own STS files are neither."""
+    """SentEval's STS is tokenised and lower-cased, its SICK tokenised; the original STS neither."""
     if task == "sickr":
         return "tokenised"
     cased = sum(sentence != sentence.lower() for sentence in sentences)
@@ -255,14 +293,7 @@ def _text_form(task: str, sentences: Sequence[str]) -> str:
 
 
 def _sample(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
-    if limit is None:
+    limit = check_limit(limit, meaning="all pairs")
+    if limit is None or limit >= len(pairs):
         return pairs
-    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1:
-        raise ValueError(
-            f"limit is {limit!r}; allowed: None (all pairs) or a whole number from 1 up"
-        )
-    if limit >= len(pairs):
-        return pairs
-    return pairs.take(
-        np.sort(np.random.default_rng(seed).choice(len(pairs), limit, replace=False)).tolist()
-    )
+    return pairs.take(random_positions(len(pairs), limit, seed))

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from prompteol_utils.data.sentences import SentenceFileError, numbered_sentences
+from prompteol_utils.data.readers import SentenceFileError, numbered_sentences
 from prompteol_utils.results.embedding_cache import VECTORS
 from prompteol_utils.utils import files
 

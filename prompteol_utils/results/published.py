@@ -114,7 +114,12 @@ def require_comparable(frame: pd.DataFrame, column: str | None = None) -> pd.Dat
     Raises:
         ValueError: one of them is mixed; names the values.
     """
-    for field, within in (("origin", None), ("text_form", "task"), ("weight_origin", "model")):
+    for field, within in (
+        ("origin", None),
+        ("origin", "task"),
+        ("text_form", "task"),
+        ("weight_origin", "model"),
+    ):
         by = [
             name
             for name in (column, within)
@@ -125,7 +130,10 @@ def require_comparable(frame: pd.DataFrame, column: str | None = None) -> pd.Dat
             if by and field in frame.columns
             else [((), frame.get(field, []))]
         ):
-            if len(kinds := sorted({str(one) for one in values})) > 1:
+            kinds = {str(one) for one in values}
+            if within is None:  # different files of one's own are different tasks
+                kinds = {one.partition(":")[0] for one in kinds}
+            if len(kinds := sorted(kinds)) > 1:
                 place = (
                     " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True))
                     or "one column"

@@ -14,7 +14,6 @@ import pytest
 
 from prompteol_utils import __version__
 from prompteol_utils.cli.main import main
-from prompteol_utils.data import SentenceFileError
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.models import save_tiny
 from prompteol_utils.prompts import parse_demonstration, with_demonstrations
@@ -132,7 +131,7 @@ def test_an_error_of_any_kind_is_one_line(monkeypatch, capsys):
 
 
 def test_debug_shows_the_traceback(tmp_path, model):
-    with pytest.raises(SentenceFileError):
+    with pytest.raises(FileNotFoundError):
         run(f"encode --debug --model {model} --input {tmp_path}/no.txt --output {tmp_path}/o.npy")
 
 

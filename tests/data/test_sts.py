@@ -182,37 +182,37 @@ STSB, YEAR = "STS/STSBenchmark/sts-test.csv", "STS/STS12-en-test/STS.input.MSRvi
             "sts12",
             YEAR,
             lambda t: t.replace("nobody came .\t", "nobody came . "),
-            r"STS\.input\.MSRvid\.txt, line 2: 1 tab",
+            r"STS\.input\.MSRvid\.txt:2: 1 tab",
         ),
         (
             "sts12",
             YEAR,
             lambda t: t.replace("two cats", "two\tcats"),
-            r"STS\.input\.MSRvid\.txt, line 3: 3 tab",
+            r"STS\.input\.MSRvid\.txt:3: 3 tab",
         ),
         (
             "sts12",
             YEAR,
             lambda t: t.replace("nobody came .", " "),
-            r"STS\.input\.MSRvid\.txt, line 2: a sentence is blank",
+            r"STS\.input\.MSRvid\.txt:2: a blank sentence",
         ),
         (
             "sts12",
             YEAR.replace("input", "gs"),
             lambda t: t.replace("4.2", "four"),
-            r"STS\.gs\.MSRvid\.txt, line 1: the grade is 'four'",
+            r"STS\.gs\.MSRvid\.txt:1: the grade is 'four'",
         ),
         (
             "sts12",
             YEAR.replace("input", "gs"),
             lambda t: t.replace("4.2", "nan"),
-            r"line 1: the grade is 'nan'",
+            r":1: the grade is 'nan'",
         ),
         (
             "sts12",
             YEAR.replace("input", "gs"),
             lambda t: t.replace("4.2", "42"),
-            r"line 1: the grade is '42', expected a number from 0 to 5",
+            r":1: the grade is '42', expected a number from 0 to 5",
         ),
         (
             "sts12",
@@ -226,13 +226,13 @@ STSB, YEAR = "STS/STSBenchmark/sts-test.csv", "STS/STS12-en-test/STS.input.MSRvi
             lambda t: "\n\n\n",
             r"STS\.gs\.MSRvid\.txt holds no grade",
         ),
-        ("stsb", STSB, lambda t: t.replace("nobody", "\t"), r"sts-test\.csv, line 2: 8 tab"),
+        ("stsb", STSB, lambda t: t.replace("nobody", "\t"), r"sts-test\.csv:2: 8 tab"),
         ("stsb", STSB, lambda t: "", r"sts-test\.csv holds no pair"),
         (
             "sickr",
             "SICK/SICK_test_annotated.txt",
             lambda t: t.replace("\t0\t", "\tzero\t"),
-            r"SICK_test_annotated\.txt, line 3: the grade",
+            r"SICK_test_annotated\.txt:3: the grade",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_latin1_bytes_are_named(tmp_path):
         "g\tf\ty\t1\t3\ta b\tc\ng\tf\ty\t2\t3\tcafé\tc\n",
         encoding="latin-1",
     )
-    with pytest.raises(ValueError, match=r"sts-test\.csv, line 2: not UTF-8"):
+    with pytest.raises(ValueError, match=r"sts-test\.csv:2: no valid UTF-8"):
         load_sts("stsb", root=tmp_path)
 
 
@@ -327,7 +327,7 @@ def test_the_folder_above_is_recognised(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     (make_senteval(tmp_path) / "SICK/SICK_test_annotated.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"SICK_test_annotated\.txt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"SICK_test_annotated\.txt: there is no"):
         load_sts("sickr", root=tmp_path)
 
 
@@ -509,19 +509,19 @@ MINI = "split,genre,kind,score,left,right\n"
     [
         (
             MINI + 'dev,news,same,5,"a, b",c\ndev,news,same,x,a,b\n',
-            r"mini\.csv, line 3: the grade is 'x'",
+            r"mini\.csv:3: the grade is 'x'",
         ),
-        (MINI + "dev,news,same,5,a\n", r"mini\.csv, line 2: not as many cells as the 6 columns"),
-        (MINI + "dev,news,same,5,a,b,c\n", r"mini\.csv, line 2: not as many cells"),
-        (MINI + "train,news,same,5,a,b\n", r"mini\.csv, line 2: split is 'train'"),
-        (MINI + "dev,news,same,5, ,b\n", r"mini\.csv, line 2: a sentence is blank"),
-        (MINI + 'dev,news,same,5,"a"b,c\n', r"mini\.csv, line 2: "),
-        (MINI + "test,news,same,5,a,b\n", r"mini\.csv: no row of split 'dev'"),
+        (MINI + "dev,news,same,5,a\n", r"mini\.csv:2: 5 cells, but the header has 6 columns"),
+        (MINI + "dev,news,same,5,a,b,c\n", r"mini\.csv:2: 7 cells, but the header has 6"),
+        (MINI + "train,news,same,5,a,b\n", r"mini\.csv:2: split is 'train'"),
+        (MINI + "dev,news,same,5, ,b\n", r"mini\.csv:2: a blank sentence"),
+        (MINI + 'dev,news,same,5,"a"b,c\n', r"mini\.csv:2: "),
+        (MINI + "test,news,same,5,a,b\n", r"mini\.csv: no pair of split 'dev'"),
         (
             "split,genre,score,left,right\n",
-            r"mini\.csv, line 1: no column kind; expected: split, genre, kind",
+            r"mini\.csv:1: needs the columns split, genre, kind, score, left, right; there are: split, genre",
         ),
-        ("", r"mini\.csv, line 1: no column split"),
+        ("", r"mini\.csv:1: needs the columns split"),
     ],
 )
 def test_a_malformed_row_of_the_mini_set_is_named(text, says, tmp_path):
@@ -541,9 +541,9 @@ def test_demonstrations(tmp_path):
         "food",
     )
     write(path, path.read_text() + "A pot boils.,two words,sentence,food\n")
-    with pytest.raises(ValueError, match=r"d\.csv, line 3: .*one word"):
+    with pytest.raises(ValueError, match=r"d\.csv:3: .*one word"):
         load_demonstrations(path)
-    with pytest.raises(FileNotFoundError, match=r"none\.csv is missing"):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: there is no such file"):
         load_demonstrations(tmp_path / "none.csv")
 
 

@@ -199,7 +199,7 @@ def readme_parts() -> tuple[str, str]:
 def test_checksums_are_those_of_the_readme():
     right = checksum_table()
     assert readme_parts()[1] == right, (
-        f"a file in data/ changed; if on purpose, run `python tests/{Path(__file__).name}`:\n{right}"
+        f"a file in data/ changed; if on purpose, run `python tests/results/{Path(__file__).name}`:\n{right}"
     )
 
 
