@@ -42,6 +42,10 @@ class Demonstration:
                 f"a demonstration's word is one word without double quotes or spaces, got {self.word!r}"
             )
 
+    def __str__(self) -> str:
+        """`SENTENCE=>WORD`, as records and the command line write it."""
+        return f"{self.sentence}=>{self.word}"
+
 
 @dataclass(frozen=True)
 class Prompt:

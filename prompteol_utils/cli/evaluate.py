@@ -87,7 +87,7 @@ def _sts(options: argparse.Namespace) -> int:
     return 0
 
 
-def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
+def _score(encoder, pairs, key, options: argparse.Namespace) -> dict:
     from tqdm import tqdm
 
     from prompteol_utils.encoder import reference
@@ -104,42 +104,15 @@ def _score(encoder, pairs, key: dict, options: argparse.Namespace) -> dict:
     scores = json.loads(table.iloc[0].to_json(double_precision=10))
     measured = {name: scores[name] for name in ("spearman", "spearman_subset_mean")}
     measured["seconds"] = round(time.perf_counter() - start, 2)
-    return {**key, **measured, **provenance(options.seed)}
+    return {**key.record(), **measured, **provenance(options.seed)}
 
 
-def _sts_key(encoder, pairs, options: argparse.Namespace) -> dict:
-    return record_key(
-        encoder,
-        pairs,
-        split=options.split,
-        seed=options.seed,
-        layer=options.layer,
-        engine="reference" if options.reference else "encoder",
-    )
+def _sts_key(encoder, pairs, options: argparse.Namespace):
+    from prompteol_utils.results import MeasurementKey
 
-
-def record_key(encoder, task, *, split: str, seed: int, layer: int, engine: str) -> dict:
-    """What makes two records the same measurement: all settings, none of the results."""
-    loaded = encoder.loaded
-    return {
-        "model": loaded.name,
-        "prompt": encoder.prompt.name,
-        "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
-        "quantization": loaded.quantization,
-        "adapter": loaded.adapter,
-        "pooling": encoder.pooling,
-        "layer": layer,
-        "engine": engine,
-        "task": task.name,
-        "split": split,
-        "n": len(task),
-        "origin": task.origin,
-        "text_form": task.text_form,
-        "weight_origin": loaded.weight_origin,
-        "model_commit": loaded.commit,
-        "dtype": loaded.dtype,
-        "seed": seed,
-    }
+    engine = "reference" if options.reference else "encoder"
+    where = {"seed": options.seed, "layer": options.layer, "engine": engine}
+    return MeasurementKey.of(encoder, pairs, options.split, **where)
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -190,11 +163,12 @@ def _print_transfer(records: list[dict]) -> None:
         shared.print_table(spread(table, ("prompt", "task", "solver")).reset_index())
 
 
-def _transfer_key(encoder, task, options: argparse.Namespace, solver: str, seed: int) -> dict:
+def _transfer_key(encoder, task, options: argparse.Namespace, solver: str, seed: int):
     from prompteol_utils.evaluation import reported_split
-    from prompteol_utils.experiments import row_key
+    from prompteol_utils.experiments import transfer_settings
+    from prompteol_utils.results import MeasurementKey
 
-    split = reported_split(task)
-    cell = record_key(encoder, task, split=split, seed=seed, layer=options.layer, engine="encoder")
     sample = {"limit": options.limit, "sample_seed": options.seed}
-    return row_key(cell, solver, folds=options.folds, **sample)
+    settings = transfer_settings(solver, folds=options.folds, **sample)
+    where = {"kind": "transfer", "seed": seed, "layer": options.layer}
+    return MeasurementKey.of(encoder, task, reported_split(task), **where, **settings)

@@ -116,7 +116,7 @@ def _finetune(options: argparse.Namespace) -> int:
     history = trainer.finetune(encoder, triplets, config, options.output, dev)
     if int(os.environ.get("RANK", "0")) == 0:
         row = (
-            key
+            key.record()
             | _outcome(encoder, options.output, history, time.perf_counter() - start)
             | provenance(config.seed)
         )
@@ -128,33 +128,17 @@ def _finetune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _key(encoder, triplets, config, dev) -> dict:
-    """What makes two runs the same."""
-    loaded = encoder.loaded
-    return {
-        "kind": "finetune",
-        "model": loaded.name,
-        "weight_origin": loaded.weight_origin,
-        "quantization": loaded.quantization,
-        "dtype": loaded.dtype,
-        "prompt": encoder.prompt.name,
-        "demonstrations": [f"{d.sentence}=>{d.word}" for d in encoder.prompt.demonstrations],
-        "config": config.settings(),
-        "triplets": {
-            "origin": triplets.origin,
-            "n": len(triplets),
-            "text_form": triplets.text_form,
-            "dropped": triplets.dropped,
-        },
-        "dev": dev
-        and {
-            "task": dev.name,
-            "split": "dev",
-            "n": len(dev),
-            "origin": dev.origin,
-            "text_form": dev.text_form,
-        },
-    }
+def _key(encoder, triplets, config, dev):
+    from prompteol_utils.results import MeasurementKey
+
+    names = ("origin", "text_form")
+    about = {"n": len(triplets), "dropped": triplets.dropped}
+    about |= {name: getattr(triplets, name) for name in names}
+    if dev is not None:
+        about_dev = {"task": dev.name, "split": "dev", "n": len(dev)}
+        dev = about_dev | {name: getattr(dev, name) for name in names}
+    settings = {"config": config.settings(), "triplets": about, "dev": dev}
+    return MeasurementKey.of(encoder, kind="finetune", **settings)
 
 
 def _outcome(encoder, out, history, seconds: float) -> dict:

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "build": ["build_demonstrations", "clean_answer", "reject", "save_demonstrations"],
         "labelling": ["LabelError", "endpoint_labeller", "chat", "estimate_cost", "local_labeller"],
-        "scores": ["text_of", "sample_order", "DemonstrationScores"],
+        "scores": ["sample_order", "DemonstrationScores"],
         "search": [
             "search_demonstrations",
             "exact",

@@ -3,8 +3,6 @@
 Everything that compares demonstrations reads from here: the exact search, successive halving, greedy shots, orders, and their replays.
 """
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,23 +14,16 @@ from prompteol_utils.encoder.encoder import Encoder
 from prompteol_utils.evaluation.sts import cosines, embed_pairs, spearman_rows
 from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Demonstration, Prompt, get_prompt, with_demonstrations
+from prompteol_utils.results import key as result_key
 from prompteol_utils.results.store import Store, provenance
 
 KIND = "search"  # of the rows
 UNIT = 1_000_000  # cosines are kept as whole millionths: short, and a search that was interrupted ends in the same bytes
-ENCODER_FIELDS = (
-    "model", "weight_origin", "commit", "dtype", "quantization", "adapter", "pooling", "layer", "max_sentence_tokens", "normalize",
-)  # fmt: skip
 BATCH_TOKENS = (
     512  # on a CPU; a step is some fifty short sentences, and smaller batches carry less padding
 )
 
 Measure = Callable[[tuple[Demonstration, ...], int, int], np.ndarray]
-
-
-def text_of(demonstration: Demonstration) -> str:
-    """A demonstration as rows name it: ``SENTENCE=>WORD``."""
-    return f"{demonstration.sentence}=>{demonstration.word}"
 
 
 def sample_order(gold: np.ndarray, seed: int = 0) -> list[int]:
@@ -78,7 +69,7 @@ class DemonstrationScores:
         measure: Measure | None = None,
     ):
         self.gold, self.about = np.asarray(gold, dtype=np.float64), dict(about)
-        self.id = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        self.id = result_key.digest(about)[:12]
         self._store, self._measure = store, measure
         self._known: dict[tuple[str, ...], np.ndarray] = {}
         for row in store.rows() if store else ():
@@ -120,11 +111,9 @@ class DemonstrationScores:
             )
             raise ValueError(f"{dev.name}: {what}; take other pairs to choose on")
         sample = dev.take(sample_order(dev.gold, seed))
-        digest = hashlib.sha256(
-            json.dumps([sample.left, sample.right, sample.gold.tolist()]).encode()
-        ).hexdigest()[:12]
-        key = Encoder(loaded, prompt, pooling=pooling, layer=layer).key
-        about = {name: key[name] for name in ENCODER_FIELDS} | {
+        digest = result_key.digest([sample.left, sample.right, sample.gold.tolist()])[:12]
+        fields = Encoder(loaded, prompt, pooling=pooling, layer=layer).key
+        about = {name: value for name, value in fields.items() if name != "prompt"} | {
             "prompt": prompt.name, "template": prompt.prefix + "{}" + prompt.suffix, "punctuation": prompt.punctuation,
             "task": sample.name, "origin": sample.origin, "text_form": sample.text_form, "sample": digest,
         }  # fmt: skip
@@ -181,7 +170,7 @@ class DemonstrationScores:
 
     def known(self, demonstrations: Iterable[Demonstration]) -> int:
         """On how many pairs a list of demonstrations was measured."""
-        return len(self._known.get(tuple(map(text_of, demonstrations)), ()))
+        return len(self._known.get(tuple(map(str, demonstrations)), ()))
 
     def cosines(self, demonstrations: Iterable[Demonstration], pairs: int) -> np.ndarray:
         """Cosines of the first `pairs` pairs; what is missing is encoded and kept first.
@@ -197,7 +186,7 @@ class DemonstrationScores:
             ValueError: More pairs than the sample has, or than are recorded.
         """
         demonstrations = tuple(demonstrations)
-        key = tuple(map(text_of, demonstrations))
+        key = tuple(map(str, demonstrations))
         if not 1 <= pairs <= len(self):
             raise ValueError(
                 f"{pairs} pairs asked of a sample of {len(self)}; allowed: 1 to {len(self)}"

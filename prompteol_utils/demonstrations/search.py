@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from prompteol_utils.data.sts import Pairs
-from prompteol_utils.demonstrations.scores import DemonstrationScores, text_of
+from prompteol_utils.demonstrations.scores import DemonstrationScores
 from prompteol_utils.models.loading import LoadedModel
 from prompteol_utils.prompts import Demonstration, Prompt
 from prompteol_utils.results.store import Store
@@ -181,11 +181,11 @@ def halving(
                 alive = [alive[i] for i in sorted(np.argsort(-scores, kind="stable")[:kept])]
             for one in alive:
                 trials.cosines((*chosen, one), stop)
-                n_of[text_of(one)] = stop
+                n_of[str(one)] = stop
                 bar.update()
             scores = trials.scores([(*chosen, one) for one in alive], stop)
-    tried = [one for one in candidates if text_of(one) in n_of]
-    return _table(trials, tried, [n_of[text_of(one)] for one in tried], chosen)
+    tried = [one for one in candidates if str(one) in n_of]
+    return _table(trials, tried, [n_of[str(one)] for one in tried], chosen)
 
 
 def halving_plan(
@@ -263,7 +263,7 @@ def _table(
 
 def demonstrations_of(table: pd.DataFrame, pool: Sequence[Demonstration]) -> list[Demonstration]:
     """The demonstrations that a table names in its columns sentence and word, in its order; `pool` is what it was made from."""
-    by_text = {text_of(one): one for one in pool}
+    by_text = {str(one): one for one in pool}
     return [
         by_text[f"{sentence}=>{word}"]
         for sentence, word in zip(table["sentence"], table["word"], strict=True)
@@ -282,9 +282,9 @@ def check_candidates(candidates: Sequence[Demonstration]) -> None:
             raise ValueError(
                 f"candidate {index} is a {type(candidate).__name__}; a Demonstration(sentence, word) is needed"
             )
-        if (before := first.setdefault(text_of(candidate), index)) != index:
+        if (before := first.setdefault(str(candidate), index)) != index:
             raise ValueError(
-                f"candidates {before} and {index} are the same: {text_of(candidate)!r}; leave one out"
+                f"candidates {before} and {index} are the same: {str(candidate)!r}; leave one out"
             )
 
 

@@ -161,7 +161,7 @@ class Encoder:
             "quantization": loaded.quantization,
             "adapter": loaded.adapter,
             "prompt": asdict(self.prompt)
-            | {"demonstrations": [f"{d.sentence}=>{d.word}" for d in self.prompt.demonstrations]},
+            | {"demonstrations": list(map(str, self.prompt.demonstrations))},
             "pooling": self.pooling,
             "layer": self.layer,
             "max_sentence_tokens": self.max_sentence_tokens,

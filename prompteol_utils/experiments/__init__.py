@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = attach(
             "reproduce_transfer",
             "reproduction_status",
         ],
-        "sweep": ["grid", "by_precision", "cell_key", "row_key", "measure"],
+        "sweep": ["grid", "by_precision", "planned_key", "transfer_settings", "measure"],
     },
 )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,6 @@ from prompteol_utils.models import memory
 from prompteol_utils.models.loading import load_model
 from prompteol_utils.models.registry import MODELS, NOT_REPRODUCED
 from prompteol_utils.prompts import Prompt, get_prompt, parse_demonstration, with_demonstrations
-from prompteol_utils.results import embedding_cache
 from prompteol_utils.results.published import paper_table
 from prompteol_utils.results.store import Store
 from prompteol_utils.utils import devices, files
@@ -296,33 +295,21 @@ def _accuracies(
     keys = []
     for task in labelled:
         split = transfer.reported_split(task)
-        cell = sweep.cell_key(one.model, precision, one.prompt, task, split, transfer.SEED, device)
-        keys.append(sweep.row_key(cell, "senteval"))
+        key = sweep.planned_key(
+            one.model, precision, one.prompt, task, split, transfer.SEED, device, weights
+        )
+        settings = sweep.transfer_settings("senteval")
+        keys.append(replace(key, kind="transfer", settings=settings))
     todo = [(task, key) for task, key in zip(labelled, keys, strict=True) if not store.done(key)]
     if todo:
         loaded = load_model(
             one.model, device=device, weights=weights, **sweep.PRECISIONS[precision]
         )
-        encoder, facts = (
-            Encoder(loaded, one.prompt),
-            {"weight_origin": loaded.weight_origin, "model_commit": loaded.commit},
-        )
-        # Another folder would find the first one's vectors in the project's cache, where a model has its name and origin only.
-        cache = (
-            embedding_cache.EmbeddingCache(store.path.with_suffix(".embeddings"))
-            if weights
-            else None
-        )
+        encoder = Encoder(loaded, one.prompt)
+        facts = {"weight_origin": loaded.weight_origin, "model_commit": loaded.commit}
         for task, key in todo:
-            sweep.measure(encoder, task, [key | facts], store, cache=cache)
-    return [
-        next(
-            row
-            for row in reversed(store.rows())
-            if all(row.get(name) == value for name, value in key.items())
-        )
-        for key in keys
-    ]
+            sweep.measure(encoder, task, [replace(key, **facts)], store)
+    return [store.find(key) for key in keys]
 
 
 def _published(one: Reproduction, table: str) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Grids: models x precisions x prompts x tasks, one row a cell in the store, so that a killed run goes on where it stopped."""
 
 import gc
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +13,18 @@ from prompteol_utils.data.transfer import Labelled
 from prompteol_utils.encoder.encoder import Encoder
 from prompteol_utils.evaluation import sts
 from prompteol_utils.evaluation.transfer import features, score
+from prompteol_utils.models.fingerprint import folder_fingerprint
 from prompteol_utils.models.loading import load_model
 from prompteol_utils.models.registry import MODELS
 from prompteol_utils.prompts import Prompt, get_prompt
 from prompteol_utils.results.embedding_cache import EmbeddingCache
+from prompteol_utils.results.key import (
+    UNKNOWN,
+    MeasurementKey,
+    data_fields,
+    prompt_fields,
+    record_identity,
+)
 from prompteol_utils.results.store import Store, provenance
 from prompteol_utils.utils import devices
 
@@ -88,16 +95,21 @@ def grid(
     for model in models:
         own = [get_prompt(MODELS[model].prompt if model in MODELS else "prompteol")]
         for precision in precisions:
-            asked = [(prompt, one) for prompt in prompts or own for one in pairs]
+            weights = (load_options or {}).get(model, {}).get("weights")
             cells = [
-                (prompt, one, cell_key(model, precision, prompt, one, split, seed, device))
-                for prompt, one in asked
+                (
+                    prompt,
+                    one,
+                    planned_key(model, precision, prompt, one, split, seed, device, weights),
+                )
+                for prompt in prompts or own
+                for one in pairs
             ]
             keys += [key for _, _, key in cells]
             todo = [
                 cell
                 for cell in cells
-                if not (_done(store, cell[2]) if retry else store.done(cell[2]))
+                if not store.done(cell[2]) and (retry or not store.find(cell[2], failed=True))
             ]
             print(
                 f"{model} {precision}: {len(cells) - len(todo)} of {len(cells)} cells done before",
@@ -115,8 +127,7 @@ def grid(
                     store,
                     batch_tokens,
                 )
-    rows = {_text(row): row for row in store.rows()}  # the last row of a cell counts
-    return pd.DataFrame([rows[_text(key)] for key in keys])
+    return pd.DataFrame([store.find(key) or store.find(key, failed=True) for key in keys])
 
 
 def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
@@ -132,13 +143,13 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
 
     Built in notebook 03.
     """
-    needed = ["spearman", "sentences", "seconds", "memory_peak", "memory_before", "threads", *_KEY]
+    needed = ["spearman", "sentences", "seconds", "memory_peak", "memory_before", "threads"]
     rows = rows.reindex(columns=[*rows.columns, *(name for name in needed if name not in rows)])
     rows = rows[rows["spearman"].notna()]
     known = rows.astype(object).where(rows.notna(), None).to_dict("records")
     rows = rows.assign(
-        cell=[_text(row) for row in known],
-        pair=[_text(row, set(_KEY) - {"quantization", "dtype"}) for row in known],
+        cell=[record_identity(row) for row in known],
+        pair=[record_identity(row, without=("quantization", "dtype")) for row in known],
     )
     cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
     short = {
@@ -178,58 +189,46 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     return cells[columns]
 
 
-def cell_key(
-    model: str, precision: str, prompt: Prompt, task, split: str, seed: int, device: str | None
-) -> dict:
-    """What makes a row this cell, as far as it is known before a model is loaded; the fields are those of the verbs `sts` and `transfer`.
+def planned_key(
+    model: str,
+    precision: str,
+    prompt: Prompt,
+    data,
+    split: str,
+    seed: int,
+    device: str | None,
+    weights: "str | Path | None" = None,
+) -> MeasurementKey:
+    """A cell's key, as far as it is known before its model is loaded.
 
     Args:
         model: As for `load_model`.
         precision: A key of `PRECISIONS`.
         prompt: Demonstrations included.
-        task: `data.Pairs` or `transfer_data.Labelled`.
-        split: Of the task.
-        seed: Of the row.
+        data: `Pairs` or `Labelled`.
+        split: Of the data.
+        seed: Of the sample or the classifier.
         device: As for `load_model`.
+        weights: As for `load_model`.
     """
     folder, spec = Path(model).expanduser(), MODELS.get(model)
     settings = PRECISIONS[precision]
     dtype = devices.choose_dtype(devices.choose_device(device), settings.get("dtype"))
-    return {
-        "model": (spec.adapter_of or model)
-        if spec
-        else folder.resolve().name
-        if folder.is_dir()
-        else model,
-        "prompt": prompt.name,
-        "demonstrations": [f"{d.sentence}=>{d.word}" for d in prompt.demonstrations],
-        "quantization": settings.get("quantization"),
-        "adapter": spec.hub_id if spec and spec.adapter_of else None,
-        "dtype": str(dtype).removeprefix("torch."),
-        "pooling": prompt.pooling,
-        "layer": -1,
-        "engine": "encoder",
-        "task": task.name,
-        "split": split,
-        "n": len(task),
-        "origin": task.origin,
-        "text_form": task.text_form,
-        "seed": seed,
-    }
-
-
-_KEY = (
-    "model", "prompt", "demonstrations", "quantization", "adapter", "dtype", "pooling", "layer", "engine", "task", "split", "n", "origin",
-    "text_form", "seed",
-)  # fmt: skip
-
-
-def _text(row: dict, names: Iterable[str] = _KEY) -> str:
-    return json.dumps([row.get(name) for name in _KEY if name in names])
-
-
-def _done(store: Store, key: dict) -> bool:
-    return any(_text(row) == _text(key) for row in store.rows() if row.get("kind", "sts") == "sts")
+    name = folder.resolve().name if spec is None and folder.is_dir() else model
+    is_adapter = spec is not None and spec.adapter_of
+    content = weights or (folder if spec is None and folder.is_dir() else None)
+    return MeasurementKey(
+        model=spec.adapter_of if is_adapter else name,
+        adapter=spec.hub_id if is_adapter else None,
+        model_commit=folder_fingerprint(content) if content else UNKNOWN,
+        quantization=settings.get("quantization"),
+        dtype=str(dtype).removeprefix("torch."),
+        pooling=prompt.pooling,
+        **prompt_fields(prompt),
+        **data_fields(data),
+        split=split,
+        seed=seed,
+    )
 
 
 def _run_cells(
@@ -246,7 +245,7 @@ def _run_cells(
         if not devices.is_out_of_memory(error):
             raise
         for _, _, key in cells:
-            _fail(store, key, f"loading: {error}", start)
+            _fail(store, key.record(), f"loading: {error}", start)
         return
     machine = devices.machine()
     facts = {
@@ -259,7 +258,7 @@ def _run_cells(
         "batch_tokens": batch_tokens,
     }
     for prompt, pairs, key in cells:
-        _run_cell(Encoder(loaded, prompt), pairs, key | facts, store, place, batch_tokens)
+        _run_cell(Encoder(loaded, prompt), pairs, key.record() | facts, store, place, batch_tokens)
 
 
 def _run_cell(
@@ -312,31 +311,18 @@ def _fail(store: Store, row: dict, reason: str, start: float) -> None:
     )
 
 
-def row_key(
-    cell: dict,
-    solver: str,
-    *,
-    folds: int = 10,
-    limit: int | None = None,
-    sample_seed: int | None = None,
+def transfer_settings(
+    solver: str, *, folds: int = 10, limit: int | None = None, sample_seed: int | None = None
 ) -> dict:
-    """What makes a row of the store this accuracy.
-
-    Args:
-        cell: Encoder, task, split and seed of the classifier, as the verbs write them.
-        solver: A key of `probes.SOLVERS`.
-        folds: Of the outer and the inner cross-validation.
-        limit: Where a sample was drawn: its size a split.
-        sample_seed: Its seed; of no meaning, and left out, without a limit.
-    """
+    """The settings of a transfer measurement; a sample's seed counts only where there is a limit."""
     drawn = {"limit": limit, "sample_seed": sample_seed if limit else None}
-    return {"kind": "transfer", **cell, "solver": solver, "folds": folds, **drawn}
+    return {"solver": solver, "folds": folds, **drawn}
 
 
 def measure(
     encoder,
     task: Labelled,
-    keys: Sequence[dict],
+    keys: Sequence[MeasurementKey],
     store: Store | None = None,
     *,
     folds: int = 10,
@@ -364,16 +350,14 @@ def measure(
         flush=True,
     )
     for key in keys:
-        measured = score(x, task, solver=key["solver"], seed=key["seed"], folds=folds) | encoding
+        solver = key.settings["solver"]
+        measured = score(x, task, solver=solver, seed=key.seed, folds=folds) | encoding
         measured = {
             field: None if isinstance(value, float) and math.isnan(value) else value
             for field, value in measured.items()
         }
-        rows.append(measured | key | provenance(key["seed"]))
-        print(
-            f"{name} {task.name} {key['solver']} {key['seed']}: {measured['accuracy']:.2f}",
-            flush=True,
-        )
+        rows.append(measured | key.record() | provenance(key.seed))
+        print(f"{name} {task.name} {solver} {key.seed}: {measured['accuracy']:.2f}", flush=True)
         if store:
             store.append(rows[-1])
     return rows

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "embedding_cache": ["EmbeddingCache"],
+        "key": ["MeasurementKey"],
         "published": ["paper_table", "compare", "require_comparable", "PAPER"],
         "store": ["Store", "check_row", "provenance"],
     },

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prompteol_utils.results.key import digest as key_digest
 from prompteol_utils.utils import files
 
 VECTORS = 1  # raise it when an encoder's vectors change for the same key: the old ones are then not found any more
@@ -85,9 +86,9 @@ class EmbeddingCache:
                 _set_aside(file, before)
 
     def _file(self, key: dict) -> Path:
-        digest = hashlib.sha256(json.dumps([VECTORS, key], sort_keys=True).encode()).hexdigest()
+        content = key_digest([VECTORS, key])
         name = re.sub(r"[^A-Za-z0-9.]+", "-", str(key.get("model", "")))[-60:].strip("-.")
-        return self.folder / f"{name or 'encoder'}-{digest[:16]}.sqlite"
+        return self.folder / f"{name or 'encoder'}-{content[:16]}.sqlite"
 
 
 def _open(file: Path, key: dict) -> sqlite3.Connection:
@@ -136,8 +137,8 @@ def _encode(
     show: bool | None,
 ) -> np.ndarray:
     rows: dict[bytes, list[int]] = {}
-    for row, digest in enumerate(digests):
-        rows.setdefault(digest, []).append(row)
+    for row, text in enumerate(digests):
+        rows.setdefault(text, []).append(row)
     found, out = set(), None
     wanted = list(rows)
     for start in range(0, len(wanted), 500):

@@ -7,13 +7,14 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from prompteol_utils.results.key import MeasurementKey
 from prompteol_utils.utils import files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +178,6 @@ class Store:
             0,
             b"",
         )  # how far it was read, and the last line, by which the file is known again
-        self._indexes: dict[tuple[str, ...], set[str]] = {}
 
     def append(self, *rows: dict) -> None:
         """Adds rows, all of them or none, and returns when they are on the disk.
@@ -216,17 +216,29 @@ class Store:
             finally:
                 os.close(handle)
 
-    def done(self, key: dict) -> bool:
-        """Whether some row agrees with every field of ``key``: 1 equals 1.0, a list another of the same items, None a missing field."""
-        if not key:
-            raise ValueError(
-                "done needs at least one field, such as {'model': 'opt-125m', 'task': 'stsb'}"
-            )
+    def find(self, key: "MeasurementKey | Mapping", *, failed: bool = False) -> dict | None:
+        """The last record that agrees with every field of `key`.
+
+        Args:
+            key: A key, or fields by name. 1 equals 1.0, a list a tuple of the same items, and
+                None a field that the record lacks.
+            failed: Look among the failed measurements instead of the finished ones.
+        """
+        fields = key.record() if isinstance(key, MeasurementKey) else key
+        if not fields:
+            raise ValueError("a key needs at least one field, such as {'model': 'opt-125m'}")
+        wanted = {name: _plain(name, value) for name, value in fields.items() if name != "kind"}
+        kind = "failed" if failed else fields.get("kind")
         self._look()
-        names = tuple(sorted(key))
-        if names not in self._indexes:
-            self._indexes[names] = {_value_key(row, names) for row in self._rows}
-        return _value_key(key, names) in self._indexes[names]
+        for record in reversed(self._rows):
+            of_kind = record.get("kind") == kind or (kind is None and not _failed(record))
+            if of_kind and all(record.get(name) == value for name, value in wanted.items()):
+                return dict(record)
+        return None
+
+    def done(self, key: "MeasurementKey | Mapping") -> bool:
+        """Whether `find` has a finished measurement; one that failed is not done."""
+        return self.find(key) is not None
 
     def rows(self) -> list[dict]:
         """All rows as dicts, as `read`."""
@@ -293,8 +305,6 @@ class Store:
                 raise ValueError(f"a row is an object of fields, got {line[:40]!r}")
             _check_fields(row)
             self._rows.append(row)
-            for names, index in self._indexes.items():
-                index.add(_value_key(row, names))
         self._end, self._last, self._lines = self._end + len(line), line, self._lines + 1
 
     def _refuse(self, reason: str) -> None:
@@ -307,8 +317,8 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no score and no JSON")
 
 
-def _value_key(row: dict, names: Iterable[str]) -> str:
-    return json.dumps([_whole(row.get(name)) for name in names], sort_keys=True, default=_scalar)
+def _failed(record: Mapping) -> bool:
+    return record.get("kind") == "failed"
 
 
 def _whole(value: object) -> object:

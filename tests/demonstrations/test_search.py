@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from prompteol_utils import data
 from prompteol_utils.cli.main import main
-from prompteol_utils.demonstrations import DemonstrationScores, sample_order, search, text_of
+from prompteol_utils.demonstrations import DemonstrationScores, sample_order, search
 from prompteol_utils.encoder import baselines
 from prompteol_utils.models import save_tiny, tiny_model
 from prompteol_utils.prompts import Demonstration, with_demonstrations
@@ -268,5 +268,5 @@ def test_three_kills_leave_the_same_final_table(tmp_path, capsys, monkeypatch):
     assert final_table(capsys, broken) == expected and os.stat(store).st_mtime_ns == before
 
 
-def test_text_of_is_the_form_of_the_rows():
-    assert text_of(POOL[1]) == "Snow covers the quiet valley.=>Winter"
+def test_a_demonstration_reads_as_records_name_it():
+    assert str(POOL[1]) == "Snow covers the quiet valley.=>Winter"
