@@ -12,7 +12,13 @@ __getattr__, __dir__, __all__ = attach(
             "random_shots",
             "orders",
         ],
-        "build": ["build_demonstrations", "clean_answer", "reject", "save_demonstrations"],
+        "build": [
+            "build_demonstrations",
+            "clean_answer",
+            "read_wordnet",
+            "reject",
+            "save_demonstrations",
+        ],
         "labelling": ["LabelError", "endpoint_labeller", "chat", "estimate_cost", "local_labeller"],
         "scores": ["sample_order", "DemonstrationScores"],
         "search": [
@@ -26,6 +32,5 @@ __getattr__, __dir__, __all__ = attach(
             "check_candidates",
             "greedy_shots",
         ],
-        "wordnet": ["read_wordnet"],
     },
 )

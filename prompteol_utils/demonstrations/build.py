@@ -1,40 +1,31 @@
-"""Build a set of candidate demonstrations: words for sentences, words of definitions, every one checked, rejects kept with the reason."""
+"""Build candidate demonstrations: a model labels sentences, a dictionary adds words."""
 
 import csv
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from prompteol_utils.demonstrations.labelling import EXAMPLES, Label
-from prompteol_utils.demonstrations.search import demonstrations_of, exact, search_demonstrations
 from prompteol_utils.prompts import PROMPTS, Demonstration
 from prompteol_utils.results.store import Store, provenance
 from prompteol_utils.utils import files
 
-__all__ = [
-    "build_demonstrations",
-    "clean_answer",
-    "demonstrations_of",
-    "exact",
-    "reject",
-    "save_demonstrations",
-    "search_demonstrations",
-]
-
-KIND = "label"  # of the rows
-BATCH = 16  # sentences labelled together; a kill costs at most these
-_FORM = "a an and are as at be but by for from had has have he her his i in is it its not of on or she so that the they to was were with"
-FORM_WORDS = frozenset(re.findall(r"[a-z]+", _FORM))
-PROMPT_WORDS = frozenset(
-    re.findall(r"[a-z]+", (PROMPTS["prompteol"].prefix + PROMPTS["prompteol"].suffix).lower())
-)
+KIND = "label"  # of the records
+BATCH = 16  # sentences labelled together, and lost at most when a run is killed
+_FUNCTION_WORDS = """a an and are as at be but by for from had has have he her his i in is it its
+not of on or she so that the they to was were with"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+_PROMPT = PROMPTS["prompteol"].prefix + PROMPTS["prompteol"].suffix
+PROMPT_WORDS = frozenset(re.findall(r"[a-z]+", _PROMPT.lower()))
+WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 
 
 def build_demonstrations(
-    label: Label,
+    label: Label | None,
     sentences: Iterable[str],
     *,
     definitions: Iterable[tuple[str, str]] = (),
@@ -43,29 +34,31 @@ def build_demonstrations(
     batch: int = BATCH,
     show_progress_bar: bool | None = None,
 ) -> pd.DataFrame:
-    """The paper's framework: a model sums up sentences in one word each, a dictionary adds words with their definitions.
+    """Label sentences with one word each, add dictionary words, and check every word.
 
     Args:
-        label: A labelling function: takes sentences, returns the answers for each, best first (`labelling`); its attribute `name`, if it
-            has one, tells its rows from another's.
-        sentences: To label, in the domain that you will embed.
+        label: Takes sentences, returns the answers for each, best first; its attribute `name`
+            tells its records from another's. None where there are no sentences.
+        sentences: To label, of the domain that you will embed.
         definitions: (definition, word) pairs, which need no label (`read_wordnet`).
-        taken: Words that may not come out again: those of the examples that the labelling function shows.
-        store: A `Store` or its path: answers are kept there batch by batch, and a second run asks only for what is missing.
+        taken: Words that may not come out again: those of the examples that `label` shows.
+        store: A `Store` or its path: answers are kept there batch by batch, so it is resumable.
         batch: Sentences a batch.
         show_progress_bar: None shows one for more than one batch.
 
     Returns:
-        One row a sentence or definition, in order: sentence, word (the first answer that passes), kind ("sentence" or "dictionary"),
-        reject ("" for a candidate, else why the best answer was not taken; the word is then that answer).
+        A line a sentence or definition, in order: sentence, word (the first answer that passes),
+        kind ("sentence" or "dictionary"), reject ("" for a candidate, else the reason; the word is
+        then the best answer).
 
     Raises:
-        ValueError: Nothing to build from, a sentence that is no text, or a labelling function that returns too few answers.
+        ValueError: Nothing to build from, a sentence that is no text, too few answers.
         LabelError: The endpoint failed for good; the finished batches are in the store.
 
-    Source: the paper's framework for demonstrations (300: 100 from STS-B sentences, 200 from a dictionary). Built in notebook 02.
+    Source: the paper's framework (300: 100 from STS-B sentences, 200 from a dictionary).
     """
-    sentences, definitions = list(sentences), list(definitions)
+    sentences = list(sentences)
+    definitions = list(definitions)
     if not sentences and not definitions:
         raise ValueError("neither sentences nor definitions to build from")
     for index, sentence in enumerate(sentences):
@@ -73,61 +66,53 @@ def build_demonstrations(
             raise ValueError(f"sentence {index} is {sentence!r}; a text is needed")
     store = store if isinstance(store, Store | None) else Store(store)
     answers = _answers(label, list(dict.fromkeys(sentences)), store, batch, show_progress_bar)
-    rows, seen, used = [], set(), {word.casefold() for word in taken}
     offered = [(sentence, "sentence", answers[sentence]) for sentence in sentences]
-    for sentence, kind, words in offered + [
-        (definition, "dictionary", [word]) for definition, word in definitions
-    ]:
+    offered += [(definition, "dictionary", [word]) for definition, word in definitions]
+    seen: set[str] = set()
+    used = {word.casefold() for word in taken}
+    found = []
+    for sentence, kind, words in offered:
         words = [clean_answer(word) for word in words] or [""]
-        reasons = (
-            ["sentence given twice"] * len(words)
-            if sentence in seen
-            else [reject(word, used) for word in words]
-        )
+        reasons = [reject(word, used) for word in words]
+        if sentence in seen:
+            reasons = ["sentence given twice"] * len(words)
         best = reasons.index("") if "" in reasons else 0
         seen.add(sentence)
         if not reasons[best]:
             used.add(words[best].casefold())
-        rows.append((sentence, words[best], kind, reasons[best]))
-    return pd.DataFrame(rows, columns=["sentence", "word", "kind", "reject"])
+        found.append((sentence, words[best], kind, reasons[best]))
+    return pd.DataFrame(found, columns=["sentence", "word", "kind", "reject"])
 
 
 def _answers(
     label: Label, sentences: Sequence[str], store: Store | None, batch: int, show: bool | None
 ) -> dict[str, list[str]]:
     name = getattr(label, "name", getattr(label, "__name__", "label"))
-    kept = (
-        [row for row in store.rows() if row.get("kind") == KIND and row["labeller"] == name]
-        if store
-        else []
-    )
-    answers = {row["sentence"]: row["answers"] for row in kept}
+    answers = {
+        record["sentence"]: record["answers"]
+        for record in (store.rows() if store else ())
+        if record.get("kind") == KIND and record["labeller"] == name
+    }
     missing = [sentence for sentence in sentences if sentence not in answers]
     parts = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-    for part in tqdm(
-        parts,
-        desc="label",
-        unit="batch",
-        disable=not (show if show is not None else len(parts) > 1),
-        leave=False,
-    ):
-        new = [list(words) for words in label(part)]
+    show = show if show is not None else len(parts) > 1
+    for part in tqdm(parts, desc="label", unit="batch", disable=not show, leave=False):
+        new = dict(zip(part, [list(words) for words in label(part)], strict=False))
         if len(new) != len(part):
             raise ValueError(
-                f"the labelling function {name!r} returned {len(new)} answers for {len(part)} sentences"
+                f"the labelling function {name!r} returned {len(new)} answers for {len(part)} "
+                "sentences"
             )
         if store is not None:
-            rows = [
-                {"kind": KIND, "labeller": name, "sentence": s, "answers": words}
-                for s, words in zip(part, new, strict=True)
-            ]
-            store.append(*(row | provenance() for row in rows))  # all of a batch or none
-        answers |= dict(zip(part, new, strict=True))
+            facts = {"kind": KIND, "labeller": name}
+            records = [{**facts, "sentence": s, "answers": words} for s, words in new.items()]
+            store.append(*(record | provenance() for record in records))  # a batch or nothing
+        answers |= new
     return answers
 
 
 def clean_answer(answer: str) -> str:
-    """A model's answer without what it likes to put around a word: spaces, quotes, stars, a final period; the first letter is a capital."""
+    """Strip what models put around a word (quotes, stars, a period), and capitalise it."""
     word = answer.strip().strip("\"'*`.!,:;“”„‘’ \n\t")
     return word[:1].upper() + word[1:]
 
@@ -148,27 +133,70 @@ def reject(word: str, used: Iterable[str] = ()) -> str:
         return "not only letters"
     if lower in PROMPT_WORDS:
         return "a word of the prompt itself"
-    if len(word) < 3 or lower in FORM_WORDS:
+    if len(word) < 3 or lower in FUNCTION_WORDS:
         return "a form word or too short"
     return "word already taken" if lower in used else ""
 
 
 def save_demonstrations(table: pd.DataFrame, path: str | os.PathLike) -> int:
-    """Write what passed as a CSV that `load_demonstrations` reads.
+    """Write what passed as a CSV that `load_demonstrations` reads; returns how many there are."""
+    kept = table[table["reject"] == ""]
+    with files.atomic_file(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["sentence", "word", "kind", "topic"])
+        for line in kept.itertuples():
+            one = Demonstration(line.sentence, line.word, line.kind)
+            writer.writerow((one.sentence, one.word, one.kind, one.topic))
+    return len(kept)
+
+
+def read_wordnet(folder: str | os.PathLike, *, max_words: int = 12) -> Iterator[tuple[str, str]]:
+    """Read dictionary pairs from a WordNet 3 database; none of its text is part of this project.
+
+    Only entries with a single lower-case word and a short definition are taken; examples and
+    remarks after the definition are cut off.
 
     Args:
-        table: From `build_demonstrations`.
-        path: The file; it is written whole or not at all.
+        folder: On Debian and Ubuntu /usr/share/wordnet, from the package wordnet-base.
+        max_words: Longest definition.
 
-    Returns:
-        How many there are.
+    Yields:
+        (definition with a final period, word with a capital), in the order of the files.
+
+    Raises:
+        FileNotFoundError: No such folder, or no data file in it.
+        ValueError: A malformed line (file and number are named).
+
+    Source: the paper takes its dictionary pairs from the Oxford dictionary, which is not free.
+    Format: wndb(5WN).
     """
-    kept = [
-        Demonstration(row.sentence, row.word, row.kind)
-        for row in table[table["reject"] == ""].itertuples()
-    ]
-    with files.atomic_file(path, "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["sentence", "word", "kind", "topic"])
-        rows.writerows((one.sentence, one.word, one.kind, one.topic) for one in kept)
-    return len(kept)
+    folder = Path(folder).expanduser()
+    paths = [folder / name for name in WORDNET_FILES if (folder / name).is_file()]
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no WordNet database: data.noun is missing "
+            "(Debian and Ubuntu: apt install wordnet-base)"
+        )
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.startswith("  ") or not line.strip():  # the licence heads each file
+                    continue
+                if pair := _wordnet_pair(line, f"{path}, line {number}", max_words):
+                    yield pair
+
+
+def _wordnet_pair(line: str, where: str, max_words: int) -> tuple[str, str] | None:
+    entry, bar, gloss = line.partition(" | ")
+    fields = entry.split()
+    if not bar or len(fields) < 6 or not re.fullmatch(r"[0-9a-fA-F]{2}", fields[3]):
+        raise ValueError(
+            f"{where}: not an entry of a WordNet database "
+            "(offset file type count word … | definition)"
+        )
+    word = re.sub(r"\((a|p|ip)\)$", "", fields[4])  # the place that an adjective takes
+    definition = re.split(r';\s*"|;', gloss.strip())[0]
+    definition = re.sub(r"\s*\([^)]*\)\s*", " ", definition).strip()
+    if not re.fullmatch(r"[a-z]{3,}", word) or not 3 <= len(definition.split()) <= max_words:
+        return None
+    return definition.rstrip(".") + ".", word.capitalize()

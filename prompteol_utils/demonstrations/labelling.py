@@ -1,10 +1,10 @@
-"""One word for a sentence: asked of a chat model behind an OpenAI-compatible endpoint, or of a local language model.
+"""Labelling functions: a chat endpoint, or a local causal model.
 
-A labelling function takes sentences and returns, for each, its answers, the best first. Its attribute `name` tells rows apart.
+A labelling function takes sentences and returns the answers for each, best first. Its attribute
+`name` tells its records apart.
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +14,10 @@ from prompteol_utils.prompts import Demonstration, Prompt, with_demonstrations
 
 Label = Callable[[list[str]], list[list[str]]]
 
-INSTRUCTION = "You sum up a sentence by one English word: its topic, its action or the thing it is about. Answer with that word alone."
+INSTRUCTION = (
+    "You sum up a sentence by one English word: its topic, its action or the thing it is about. "
+    "Answer with that word alone."
+)
 EXAMPLES = (
     Demonstration("Two men argue loudly about the bill.", "Quarrel"),
     Demonstration("The old ferry crosses the strait at dawn.", "Voyage"),
@@ -22,11 +25,10 @@ EXAMPLES = (
     Demonstration("a small bottle that keeps drinks hot.", "Thermos"),
     Demonstration("The judge read the verdict to a silent room.", "Trial"),
 )
-AGAIN = (408, 409, 429)  # and 500 upwards: worth another try
 
 
 class LabelError(RuntimeError):
-    """The endpoint gave no usable answer; what was labelled before is kept by whoever keeps it."""
+    """The endpoint gave no usable answer; finished batches are in the store."""
 
 
 def endpoint_labeller(
@@ -37,44 +39,41 @@ def endpoint_labeller(
     concurrency: int = 4,
     retries: int = 5,
     timeout: float = 30,
-    pause: float = 0.5,
     examples: Sequence[Demonstration] = EXAMPLES,
 ) -> Label:
-    """Ask a chat model: OpenAI's, or any server that speaks its chat completions (vLLM, Ollama, llama.cpp, `transformers serve`).
+    """Ask OpenAI, or any server with its chat completions (vLLM, Ollama, `transformers serve`).
 
     Args:
-        model: The endpoint's name for the model; None: from OPENAI_MODEL.
-        base_url: For example http://localhost:8000/v1; None: from OPENAI_BASE_URL, else OpenAI's own.
-        api_key: None: from OPENAI_API_KEY; a local server mostly wants none.
+        model: The endpoint's name for the model; None: OPENAI_MODEL.
+        base_url: Such as http://localhost:8000/v1; None: OPENAI_BASE_URL, else OpenAI's own.
+        api_key: None: OPENAI_API_KEY; a local server mostly needs none.
         concurrency: Requests at the same time.
-        retries: Further tries after a refusal (429), an error of the server, a time-out or a broken answer.
+        retries: Of the client: after 408, 409, 429 and 5xx, time-outs and lost connections, with
+            its own back-off, which obeys Retry-After.
         timeout: Seconds to wait for one answer.
-        pause: Seconds before the second try, doubled each time; a server's Retry-After is obeyed if it is longer.
         examples: Solved examples that are shown to the model.
 
     Returns:
-        The labelling function. It raises LabelError where the tries are used up, or at once where another try cannot help (a wrong key,
-        an unknown model).
+        The labelling function; it raises `LabelError`.
 
     Raises:
         ImportError: The package openai is missing.
-        ValueError: No model was named, or a bad number.
+        ValueError: No model or key was named, or a bad number.
 
-    Source: the paper lets ChatGPT sum up STS-B sentences in one word. Built in notebook 02.
+    Source: the paper lets ChatGPT sum up STS-B sentences in one word.
     """
     try:
         import openai
     except ImportError as error:
         raise ImportError(
-            "an endpoint is asked through the package openai: pip install openai (or prompteol-utils[label])"
+            "an endpoint is asked through the package openai: pip install prompteol-utils[label]"
         ) from error
-    model, base_url = (
-        model or os.environ.get("OPENAI_MODEL"),
-        base_url or os.environ.get("OPENAI_BASE_URL"),
-    )
+    model = model or os.environ.get("OPENAI_MODEL")
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL")
     if not model:
         raise ValueError(
-            "no model is named: pass model=, or set OPENAI_MODEL (with OPENAI_BASE_URL and OPENAI_API_KEY)"
+            "no model is named: pass model=, or set OPENAI_MODEL (with OPENAI_BASE_URL and "
+            "OPENAI_API_KEY)"
         )
     if concurrency < 1 or retries < 0:
         raise ValueError(
@@ -83,56 +82,34 @@ def endpoint_labeller(
     key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
     if key is None:
         raise ValueError(
-            "no key for OpenAI's own endpoint: set OPENAI_API_KEY, or OPENAI_BASE_URL for another server"
+            "no key for OpenAI's own endpoint: set OPENAI_API_KEY, or OPENAI_BASE_URL for another "
+            "server"
         )
-    client = openai.OpenAI(
-        base_url=base_url, api_key=key, timeout=timeout, max_retries=0
-    )  # we retry: broken answers too
-
-    def once(sentence: str) -> str:
-        reply = client.chat.completions.create(
-            model=model, messages=chat(sentence, examples), temperature=0, max_tokens=12
-        )
-        content = reply.choices[0].message.content if getattr(reply, "choices", None) else None
-        if not isinstance(content, str):
-            raise ValueError(f"an answer without text: {str(reply)[:80]}")
-        return content
+    client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
 
     def ask(sentence: str) -> list[str]:
-        for attempt in range(retries + 1):
-            try:
-                return [once(sentence)]
-            except openai.APIStatusError as error:
-                status, wait = (
-                    error.status_code,
-                    _seconds(error.response.headers.get("retry-after")),
-                )
-                if status not in AGAIN and status < 500:
-                    raise LabelError(
-                        f"{client.base_url} refuses model {model!r} (HTTP {status}): {str(error)[:200]}"
-                    ) from error
-                last = f"HTTP {status}"
-            except (
-                openai.APIConnectionError,
-                ValueError,
-                TypeError,
-                AttributeError,
-            ) as error:  # time-outs are of the first kind
-                last, wait = f"{type(error).__name__}: {str(error)[:80]}", 0.0
-            if attempt < retries:
-                time.sleep(max(pause * 2**attempt, min(wait, 60)))
-        raise LabelError(
-            f"{client.base_url} gave no usable answer in {retries + 1} tries ({last}); is it there? Run this again to go on"
-        )
+        try:
+            reply = client.chat.completions.create(
+                model=model, messages=chat(sentence, examples), temperature=0, max_tokens=12
+            )
+            return [reply.choices[0].message.content or ""]  # an empty answer is rejected later
+        except openai.APIStatusError as error:
+            raise LabelError(
+                f"{client.base_url} refuses model {model!r} (HTTP {error.status_code}): "
+                f"{str(error)[:200]}"
+            ) from error
+        except (openai.APIError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise LabelError(
+                f"{client.base_url} gave no usable answer ({type(error).__name__}: "
+                f"{str(error)[:80]}); finished batches are kept"
+            ) from error
 
     def label(sentences: list[str]) -> list[list[str]]:
         with ThreadPoolExecutor(concurrency) as threads:
             try:
                 return list(threads.map(ask, sentences))
             except LabelError:
-                threads.shutdown(
-                    cancel_futures=True
-                )  # what waits would fail too, after all its tries
+                threads.shutdown(cancel_futures=True)  # those that wait would fail too
                 raise
 
     label.name = f"endpoint {model}, {len(examples)} examples"
@@ -150,27 +127,21 @@ def chat(sentence: str, examples: Sequence[Demonstration] = EXAMPLES) -> list[di
 def estimate_cost(
     sentences: Sequence[str], price_in: float = 0.0, price_out: float = 0.0
 ) -> dict[str, float]:
-    """What labelling costs, before it starts, by the rule of thumb of four letters a token.
+    """Estimate what labelling costs, by the rule of thumb of four letters a token.
 
     Args:
         sentences: To label.
-        price_in: Of a million tokens read, in the currency of your provider.
+        price_in: Of a million tokens read.
         price_out: Of a million tokens written.
 
     Returns:
         {"requests": …, "tokens in": …, "tokens out": …, "cost": …}
     """
-    around = sum(4 + len(message["content"]) / 4 for message in chat(""))
-    read, written = (
-        round(sum(around + len(sentence) / 4 for sentence in sentences)),
-        4 * len(sentences),
-    )
-    return {
-        "requests": len(sentences),
-        "tokens in": read,
-        "tokens out": written,
-        "cost": (read * price_in + written * price_out) / 1e6,
-    }
+    request = sum(4 + len(message["content"]) / 4 for message in chat(""))
+    read = round(sum(request + len(sentence) / 4 for sentence in sentences))
+    written = 4 * len(sentences)
+    cost = (read * price_in + written * price_out) / 1e6
+    return {"requests": len(sentences), "tokens in": read, "tokens out": written, "cost": cost}
 
 
 def local_labeller(
@@ -180,10 +151,9 @@ def local_labeller(
     beams: int = 8,
     tokens: int = 6,
 ) -> Label:
-    """Ask a local causal model, with examples before the sentence: its likeliest words, ranked.
+    """Ask a local causal model for its likeliest words, by beam search after solved examples.
 
-    A small model asked plainly answers badly, so it continues PromptEOL's own text behind solved examples, and beam search finds its
-    likeliest words, which may be several tokens long.
+    A small model that is asked plainly answers badly, so it continues PromptEOL's own text.
 
     Args:
         loaded: A causal model from `load_model`.
@@ -196,16 +166,14 @@ def local_labeller(
 
     Raises:
         ValueError: The model has no LM head.
-
-    Built in notebook 02.
     """
     if loaded.model.get_output_embeddings() is None:
         raise ValueError(
-            f"{loaded.name} has no LM head, so it says no word; use a causal model such as smollm2-135m-instruct"
+            f"{loaded.name} has no LM head, so it says no word; use a causal model such as "
+            "smollm2-135m-instruct"
         )
-    label = partial(
-        _likely_words, loaded, with_demonstrations("prompteol", examples), beams, tokens
-    )
+    prompt = with_demonstrations("prompteol", examples)
+    label = partial(_likely_words, loaded, prompt, beams, tokens)
     label.name = f"local {loaded.name}, {len(examples)} examples"
     return label
 
@@ -219,24 +187,21 @@ def _likely_words(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer([prompt.render(sentence) for sentence in sentences])["input_ids"]
     width = max(map(len, ids))
-    left = torch.tensor([[pad] * (width - len(row)) + row for row in ids]).to(loaded.model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]).to(
-        loaded.model.device
-    )
+    padded = torch.tensor([[pad] * (width - len(one)) + one for one in ids])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
     with torch.inference_mode():
         out = loaded.model.generate(
-            left, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=tokens, do_sample=False,
-            pad_token_id=pad, stop_strings=['"'], tokenizer=tokenizer,
-        )  # fmt: skip
+            padded.to(loaded.model.device),
+            attention_mask=mask.to(loaded.model.device),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            stop_strings=['"'],
+            tokenizer=tokenizer,
+        )
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
     words = [text.partition('"')[0] for text in texts]
-    return [
-        list(dict.fromkeys(words[row * beams : (row + 1) * beams])) for row in range(len(sentences))
-    ]
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(0.0, float(text))
-    except (TypeError, ValueError):  # absent, or a date
-        return 0.0
+    starts = range(0, len(words), beams)
+    return [list(dict.fromkeys(words[start : start + beams])) for start in starts]
