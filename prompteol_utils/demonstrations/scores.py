@@ -192,7 +192,9 @@ class DemonstrationScores:
         demonstrations = tuple(demonstrations)
         key = tuple(map(str, demonstrations))
         if not 1 <= pairs <= len(self):
-            raise ValueError(f"{pairs} pairs asked of {len(self)}; allowed: 1 to {len(self)}")
+            raise ValueError(
+                f"{pairs} pairs asked of a sample of {len(self)}; allowed: 1 to {len(self)}"
+            )
         start = self.known(demonstrations)
         if start < pairs:
             if self._measure is None:

@@ -1,4 +1,6 @@
-"""Halving, greedy shots, orders, random lists and honest choice, on cosines that are made up and on a tiny model."""
+"""Halving, greedy shots, orders, random lists and honest choice, on cosines that are made
+up and on a tiny model.
+"""
 
 import itertools
 
@@ -22,14 +24,18 @@ PAIRS = 60
 
 
 def quality(demonstrations) -> float:
-    """What a made-up list is worth: a later place counts more, and the words' numbers count against each other."""
+    """What a made-up list is worth: a later place counts more, and the words' numbers count
+    against each other.
+    """
     return (
         sum((int(one.word[4:]) + 1) * (place + 1) for place, one in enumerate(demonstrations)) / 500
     )
 
 
 def made_up(quality=quality, noise: float = 1.0, seed: int = 0) -> DemonstrationScores:
-    """DemonstrationScores whose cosines follow the grades the closer, the better the demonstrations; asked pairs are counted in `.asked`."""
+    """DemonstrationScores whose cosines follow the grades the closer, the better the
+    demonstrations; asked pairs are counted in `.asked`.
+    """
     gold = np.random.default_rng(seed).permutation(np.linspace(0, 5, PAIRS))
     asked = []
 
@@ -118,7 +124,9 @@ def test_replays_say_where_the_winner_stands():
 
 
 def test_honest_choice_sees_the_luck_of_the_best():
-    """All candidates are equally good: what the best one gains is luck, and gone on the other half."""
+    """All candidates are equally good: what the best one gains is luck, and gone on the
+    other half.
+    """
     trials = made_up(lambda demonstrations: 0.05 * bool(demonstrations), noise=1.5)
     search.exact(trials, POOL, PAIRS)
     cuts = analysis.split_half_validation(trials, POOL, PAIRS, repeats=40)
@@ -271,7 +279,7 @@ def test_kshot_needs_a_search_and_goes_on_where_it_stopped(folder, tmp_path, cap
     capsys.readouterr()
     assert main(verb(folder, "kshot", *more)) == 0
     said, size = capsys.readouterr().out, (folder / "rows.jsonl").stat().st_size
-    assert "the best 4 of 30 on 5 pairs; reported on 10 more" in said
+    assert "the best 4 of 30 on 5 pairs; 10 held out" in said
     assert main(verb(folder, "kshot", *more)) == 0
     assert capsys.readouterr().out == said and (folder / "rows.jsonl").stat().st_size == size
     assert main(verb(folder, "kshot", "--demonstration", "a=>B")) == 2

@@ -1,4 +1,6 @@
-"""Building a set of demonstrations: an endpoint that misbehaves, a local model, a dictionary in WordNet's format, checks, and kills."""
+"""Building a set of demonstrations: an endpoint that misbehaves, a local model, a
+dictionary in WordNet's format, checks, and kills.
+"""
 
 import json
 import os
@@ -118,7 +120,7 @@ def test_bad_input_is_named():
 # --- a dictionary in WordNet's format, written for this test
 
 ENTRIES = """  1 This line stands for a licence.
-00000001 06 n 02 teapot 0 samovar 0 001 @ 00000009 n 0000 | a pot in which tea is made; "she filled the teapot"
+00000001 06 n 02 teapot 0 samovar 0 001 @ 00000009 n 0000 | a pot in which tea is made; "filled it"
 00000002 06 n 01 tea_caddy 0 000 | a can for tea leaves
 00000003 06 n 01 Ceylon 0 000 | a tea that has a name
 00000004 00 a 01 steeped(p) 0 000 | (of tea) left in hot water; rarely of people
@@ -216,10 +218,10 @@ def endpoint(monkeypatch):
     server.shutdown()
 
 
-@pytest.mark.parametrize("trouble", [[429, 429], [500], ["broken"], ["slow"], [503, "broken", 429]])
+@pytest.mark.parametrize("trouble", [[429, 429], [500], ["slow"]])
 def test_trouble_that_passes_is_waited_out(endpoint, trouble):
     endpoint.script = [*trouble, "word"]
-    label = labelling.endpoint_labeller(concurrency=1, pause=0.01, timeout=0.7)
+    label = labelling.endpoint_labeller(concurrency=1, timeout=0.7)
     assert label(SENTENCES[:2]) == [["bakery"], ["bus"]]
     assert len(endpoint.seen) == len(trouble) + 2
     assert (
@@ -229,9 +231,9 @@ def test_trouble_that_passes_is_waited_out(endpoint, trouble):
 
 
 def test_trouble_that_stays_ends_with_one_clear_error_and_keeps_what_is_done(endpoint, tmp_path):
-    label = labelling.endpoint_labeller(concurrency=1, pause=0.01, retries=2)
+    label = labelling.endpoint_labeller(concurrency=1, retries=2)
     endpoint.script = ["word", "word", 500]
-    with pytest.raises(labelling.LabelError, match=r"3 tries \(HTTP 500\)"):
+    with pytest.raises(labelling.LabelError, match="HTTP 500"):
         demonstrations.build_demonstrations(
             label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
         )
@@ -246,6 +248,12 @@ def test_trouble_that_stays_ends_with_one_clear_error_and_keeps_what_is_done(end
         label, SENTENCES, store=tmp_path / "rows.jsonl", batch=2
     )
     assert list(table["reject"]) == [""] * 5 and len(endpoint.seen) == before + 4
+
+
+def test_a_broken_reply_is_one_clear_error(endpoint):
+    endpoint.script = ["broken"]
+    with pytest.raises(labelling.LabelError, match="no usable answer"):
+        labelling.endpoint_labeller(retries=0)(SENTENCES[:1])
 
 
 def test_two_words_are_rejected_with_their_reason(endpoint):
@@ -273,16 +281,14 @@ def test_no_endpoint_no_model_no_key(monkeypatch):
         labelling.endpoint_labeller()
     with pytest.raises(ValueError, match="no key"):
         labelling.endpoint_labeller(model="m")
-    label = labelling.endpoint_labeller(
-        model="m", base_url="http://127.0.0.1:9/v1", retries=1, pause=0.01
-    )
-    with pytest.raises(labelling.LabelError, match="2 tries"):
+    label = labelling.endpoint_labeller(model="m", base_url="http://127.0.0.1:9/v1", retries=1)
+    with pytest.raises(labelling.LabelError, match=r"no usable answer .*Connection"):
         label(SENTENCES[:1])
 
 
 def test_without_openai_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match="pip install openai"):
+    with pytest.raises(ImportError, match=r"prompteol-utils\[label\]"):
         labelling.endpoint_labeller(model="m")
 
 
@@ -301,7 +307,10 @@ def test_cost_is_said_before_it_starts():
 @pytest.mark.slow
 @pytest.mark.bundled
 def test_a_real_endpoint_answers(tmp_path):
-    """transformers serve with the bundled model on loopback; needs the extra transformers[serving], so it is run by hand."""
+    """transformers serve with the bundled model on loopback.
+
+    Needs the extra transformers[serving], so it is run by hand.
+    """
     for package in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(package)
     with socket.socket() as free:
@@ -343,14 +352,14 @@ def test_three_kills_of_a_build_leave_the_same_file(tmp_path, capsys):
 
     def verb(name):
         files = [
-            "--rows",
+            "--records",
             str(tmp_path / f"{name}.jsonl"),
             "--output",
             str(tmp_path / f"{name}.csv"),
         ]
         return [
             "build",
-            "--sentences",
+            "--input",
             str(tmp_path / "in.txt"),
             "--model",
             model,

@@ -1,4 +1,6 @@
-"""The search for demonstrations: its table against a plain calculation, what is kept, and kills at random moments."""
+"""The search for demonstrations: its table against a plain calculation, what is kept, and
+kills at random moments.
+"""
 
 import json
 import os
