@@ -32,17 +32,18 @@ def batches(lengths: Sequence[int], budget: int, padded: bool = True) -> Iterato
         yield batch
 
 
-def even_budget(lengths: Sequence[int], budget: int, num_workers: int) -> int:
+def even_budget(lengths: Sequence[int], budget: int, num_workers: int, padded: bool = False) -> int:
     """The smallest budget, up to `budget`, that makes no more batches, but for a last round of as many as run at once: all end together.
 
     Args:
-        lengths: Tokens of each row; they are not padded.
+        lengths: Tokens of each row.
         budget: Tokens of a batch, at most.
         num_workers: Batches that run at once.
+        padded: As for `batches`.
     """
 
     def count(tokens: int) -> int:
-        return sum(1 for _ in batches(lengths, tokens, padded=False))
+        return sum(1 for _ in batches(lengths, tokens, padded))
 
     wanted = -(-count(budget) // num_workers) * num_workers
     low, high = 0, budget  # too little, enough
@@ -155,7 +156,7 @@ def parallel_map(
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        num_workers, initializer=torch.set_num_threads, initargs=(threads // num_workers,)
+        num_workers, initializer=torch.set_num_threads, initargs=(max(1, threads // num_workers),)
     )
     try:
         yield from pool.map(run, batches)

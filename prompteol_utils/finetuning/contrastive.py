@@ -1,20 +1,24 @@
-"""The contrastive loss, and its exact gradient on a batch of any size in the memory of one chunk, on one process or many.
+"""The contrastive loss, and its exact gradient for any batch in the memory of a few sentences.
 
-Every sentence of a batch is a negative for every anchor, so the loss needs all vectors at once, but not all graphs at once. Cached
-gradients (Gao et al. 2021) take three steps: embed everything without graphs; get the loss's gradient for each vector; embed chunk by
-chunk again, now with a graph, and send that gradient through it. The chunks are sorted by length and padded only to need.
+Every sentence of a batch is a negative for every anchor, so the loss needs all vectors at once,
+but not all graphs at once. Cached gradients (Gao et al. 2021) take three steps: embed everything
+without graphs; get the loss's gradient for each vector; embed chunk by chunk again, now with a
+graph, and send that gradient through it. Chunks are sorted by length, padded only to need, and
+on a CPU run side by side, each on one thread.
 
-Why not the trainer of sentence-transformers, whose cached loss gives the same gradient? It pads each column of a chunk as it comes,
-resumes by replaying its data loader, and under 4-bit cannot restore its best checkpoint. What is needed here fits on these pages.
+The cached loss of sentence-transformers gives the same gradient; it does not sort by length,
+resumes by replaying its data loader, and under 4-bit cannot restore its best checkpoint.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from prompteol_utils.encoder.batching import batches
+from prompteol_utils.encoder.batching import batches, even_budget, parallel_map
+from prompteol_utils.utils import devices
 
 
 def contrastive_loss(
@@ -23,13 +27,16 @@ def contrastive_loss(
     negative: torch.Tensor | None = None,
     temperature: float = 0.05,
 ) -> torch.Tensor:
-    """InfoNCE with in-batch and hard negatives: −log of the positive's share among all positives and negatives of the batch.
+    """Compute InfoNCE with in-batch and hard negatives.
+
+    For each anchor: −log of its positive's share among all positives and negatives of the batch.
 
     Args:
         anchor: (b, d).
-        positive: (b, d); row i belongs to anchor i, and is a negative for every other.
+        positive: (b, d); each belongs to the anchor of its index, and is a negative for the others.
         negative: (m, d), negatives for every anchor, or None.
-        temperature: τ. The paper's text says 0.5, its code has 0.05; at 0.5 even a perfect batch has a high loss, because cosines end at 1.
+        temperature: τ. The paper's text says 0.5, its code has 0.05; cosines end at 1, so at 0.5
+            even a perfect batch has a high loss.
 
     Returns:
         A scalar, the mean over anchors.
@@ -37,12 +44,13 @@ def contrastive_loss(
     Raises:
         ValueError: One anchor without any negative: the loss would be 0 whatever the vectors are.
 
-    Source: the paper's loss for fine-tuning; the authors' ft_llm.py. Built in notebook 04.
+    Source: the paper's loss for fine-tuning; the authors' ft_llm.py.
     """
     candidates = positive if negative is None else torch.cat([positive, negative])
     if len(candidates) < 2:
         raise ValueError(
-            "a batch of one pair has nothing to tell its positive from; use a batch of at least 2, or hard negatives"
+            "a batch of one pair has nothing to tell its positive from; "
+            "use a batch of at least 2, or hard negatives"
         )
     unit = torch.nn.functional.normalize
     similarity = unit(anchor, dim=-1) @ unit(candidates, dim=-1).T / temperature
@@ -52,27 +60,28 @@ def contrastive_loss(
 
 
 def triplet_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`contrastive_loss` over the global batch, from this process's rows.
+    """Compute `contrastive_loss` over the global batch, from this process's vectors.
 
     Args:
-        vectors: (3b, d): this process's b anchors, then its positives, then its negatives; as many on every process.
+        vectors: (3b, d): this process's b anchors, then its positives, then its negatives; as many
+            on every process.
         temperature: As in `contrastive_loss`.
 
     Returns:
-        The loss of the global batch, the same on every process. Its gradient reaches this process's own rows; summed over the
-        processes, gradients of parameters are those of one process with the whole batch. (The authors' code averages them instead,
-        which divides the learning rate by the number of processes.)
+        The loss of the global batch, the same on every process. Its gradient reaches this process's
+        own vectors; *summed* over the processes, gradients of parameters are those of one process
+        with the whole batch. (DistributedDataParallel averages instead: a smaller gradient, which
+        matters for clipping and not for AdamW.)
     """
     width = vectors.shape[-1]
-    parts = (
-        gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)
-    )  # (role, process, b, d)
+    # (process, role, b, d) -> (role, process, b, d)
+    parts = gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)
     anchor, positive, negative = parts.reshape(3, -1, width)
     return contrastive_loss(anchor, positive, negative, temperature)
 
 
 def gather(vectors: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes below each other; gradients flow to one's own. Without other processes, the rows themselves."""
+    """Concatenate the vectors of all processes; gradients flow to one's own."""
     if processes() == 1:
         return vectors
     parts = [torch.empty_like(vectors) for _ in range(processes())]
@@ -104,76 +113,115 @@ def rank() -> int:
 
 
 def cached_backward(
-    embed: Callable[[list[list[int]]], torch.Tensor],
-    rows: Sequence[Sequence[int]],
+    embed: Callable[[list[Sequence[int]]], torch.Tensor],
+    sequences: Sequence[Sequence[int]],
     loss: Callable[[torch.Tensor], torch.Tensor],
     chunk_tokens: int,
-    deduplicate: bool = False,
+    *,
+    parameters: Sequence[torch.nn.Parameter] = (),
+    num_workers: int = 1,
+    randomness: Callable[[list[int]], AbstractContextManager] | None = None,
 ) -> torch.Tensor:
-    """Add the gradient of a loss over all rows to the parameters, with the graph of one chunk in memory at a time.
+    """Add the gradient of a loss over all sequences to the parameters.
 
-    Equal to one graph over the same chunks, dropout included: the second pass over a chunk starts from the random state of the first.
+    The graphs of `num_workers` chunks are in memory at a time. Equal to one graph over everything,
+    dropout included: both passes over a chunk draw the same masks.
 
     Args:
-        embed: Token rows to a tensor (k, d) with a graph to the parameters.
-        rows: n token rows.
-        loss: Takes (n, d) in the order of `rows`, returns a scalar.
+        embed: Token sequences to a tensor (k, d) with a graph to the parameters.
+        sequences: n token sequences.
+        loss: Takes (n, d) in the order of `sequences`, returns a scalar.
         chunk_tokens: Tokens of a chunk, padding included.
-        deduplicate: Embed equal rows once. Right only where equal rows have equal vectors: without dropout.
+        parameters: Those that are trained; needed for several workers.
+        num_workers: Chunks side by side, each on its share of a CPU's threads. Gradients are added
+            in the order of the chunks, so the sum is the same in every run.
+        randomness: Takes the positions of a chunk's sequences; within the context that it returns,
+            `embed` draws its masks. None seeds torch's generators for each chunk, which threads
+            share: not for several workers with dropout.
 
     Returns:
         The loss, detached. If it is not finite, no gradient was added.
 
-    Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". Built in notebook 04.
-    """
-    place: dict = {}
-    keys = [tuple(row) if deduplicate else number for number, row in enumerate(rows)]
-    index = torch.tensor([place.setdefault(key, len(place)) for key in keys])
-    firsts = dict(zip(reversed(index.tolist()), reversed(range(len(rows))), strict=True))
-    unique = [list(rows[firsts[k]]) for k in range(len(place))]
+    Raises:
+        torch.OutOfMemoryError: A chunk was too large, in this process or in another one.
 
-    chunks = list(batches([len(row) for row in unique], chunk_tokens))
-    states, parts = [], []
-    for number, chunk in enumerate(chunks):
-        states.append(_random_state())
-        with torch.set_grad_enabled(
-            number == 0
-        ):  # the first chunk, the largest, keeps its graph and is not run again
-            parts.append(embed([unique[row] for row in chunk]))
-    order = torch.tensor([row for chunk in chunks for row in chunk])
-    vectors = torch.cat([part.detach() for part in parts])[order.argsort()].requires_grad_()
-    value = loss(vectors[index])
+    Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup".
+    """
+    randomness = randomness or partial(_seeded, int(torch.randint(2**62, ())))
+    lengths = [len(sequence) for sequence in sequences]
+    if num_workers > 1:
+        chunk_tokens = even_budget(lengths, chunk_tokens, num_workers, padded=True)
+    chunks = list(batches(lengths, chunk_tokens))
+    graphs: dict[int, torch.Tensor] = {}
+
+    def embed_chunk(number: int, with_graph: bool) -> torch.Tensor:
+        with torch.set_grad_enabled(with_graph), randomness(chunks[number]):
+            return embed([sequences[position] for position in chunks[number]])
+
+    def first_pass(number: int) -> torch.Tensor:
+        if number >= num_workers:
+            return embed_chunk(number, with_graph=False)
+        # As many graphs as fit at once are kept; these chunks, the largest, are not run again.
+        graphs[number] = embed_chunk(number, with_graph=True)
+        return graphs[number].detach()
+
+    def second_pass(number: int) -> Sequence[torch.Tensor | None]:
+        output = graphs.pop(number, None)
+        if output is None:
+            output = embed_chunk(number, with_graph=True)
+        gradient = vectors.grad[chunks[number]]
+        if num_workers == 1:
+            output.backward(gradient)
+            return ()
+        return torch.autograd.grad(output, parameters, gradient, allow_unused=True)
+
+    with _out_of_memory_for_all():
+        parts = list(parallel_map(first_pass, range(len(chunks)), num_workers))
+    order = torch.tensor([position for chunk in chunks for position in chunk])
+    vectors = torch.cat(parts)[order.argsort()].requires_grad_()
+    value = loss(vectors)
     if not torch.isfinite(value):
         return value.detach()
     value.backward()
-    for number, chunk in enumerate(chunks):
-        if number > 0:
-            with _replayed(states[number]):
-                parts[number] = embed([unique[row] for row in chunk])
-        parts[number].backward(vectors.grad[chunk])
-        parts[number] = None  # lets go of the graph before the next one grows
+    with _out_of_memory_for_all():
+        for gradients in parallel_map(second_pass, range(len(chunks)), num_workers):
+            _add(parameters, gradients)
     return value.detach()
 
 
-def _random_state() -> tuple:
-    return (
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
-
-
-def _set_random_state(state: tuple) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+def _add(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None]):
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad.add_(gradient)
 
 
 @contextmanager
-def _replayed(state: tuple):
-    """The random numbers of an earlier moment, and afterwards those that would have come without it."""
-    now = _random_state()
-    _set_random_state(state)
+def _seeded(seed: int, chunk: list[int]) -> Iterator[None]:
+    """Seed torch's generators for a chunk, and give back their state afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed + min(chunk))
+        yield
+
+
+@contextmanager
+def _out_of_memory_for_all() -> Iterator[None]:
+    """Raise an out-of-memory error of one process in all: each would wait for the others else."""
+    message = ""
     try:
         yield
-    finally:
-        _set_random_state(now)
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        message = str(error) or "out of memory"
+    # Outside the except block, whose traceback keeps the chunk's tensors alive.
+    if processes() > 1:
+        messages = [""] * processes()
+        dist.all_gather_object(messages, message)
+        message = next(filter(None, messages), "")
+    if message:
+        raise torch.OutOfMemoryError(message)

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from prompteol_utils.data.nli import Triplet
 from prompteol_utils.data.sts import Pairs
+from prompteol_utils.encoder import batching
 from prompteol_utils.encoder.encoder import Encoder
 from prompteol_utils.evaluation import sts
-from prompteol_utils.finetuning import checkpoints, contrastive
+from prompteol_utils.finetuning import checkpoints, contrastive, dropout
 from prompteol_utils.finetuning.config import FinetuneConfig
 from prompteol_utils.models import adapters
 from prompteol_utils.utils import devices, files
@@ -132,7 +133,17 @@ class _Run:
         self.parameters = [
             parameter for parameter in self.model.parameters() if parameter.requires_grad
         ]
-        self.deduplicate = not _has_dropout(self.model)
+        dropout.use_sentence_dropout(self.model)
+        # Other dropout (OPT's) draws from torch's generators, which threads share; bitsandbytes'
+        # 8-bit layers keep what they work on in themselves.
+        self.independent = (
+            tuned.loaded.device == "cpu"
+            and tuned.loaded.quantization != "int8"
+            and not _has_other_dropout(self.model)
+        )
+        self.num_workers = (
+            min(torch.get_num_threads(), batching.NUM_WORKERS) if self.independent else 1
+        )
         self.chunk = config.chunk_tokens or (
             GPU_CHUNK if tuned.loaded.device.startswith("cuda") else CPU_CHUNK
         )
@@ -193,7 +204,13 @@ class _Run:
             ids = self.reader.tokenize(sentences)
             loss_of = partial(contrastive.triplet_loss, temperature=config.temperature)
             loss = contrastive.cached_backward(
-                self.reader.vectors, ids, loss_of, self.chunk, self.deduplicate
+                self.reader.vectors,
+                ids,
+                loss_of,
+                self.chunk,
+                parameters=self.parameters,
+                num_workers=self.num_workers,
+                randomness=partial(self._sentence_masks, ids) if self.independent else None,
             ).item()
             norm = math.nan
             if math.isfinite(loss):
@@ -210,6 +227,20 @@ class _Run:
         return {
             "step": self.step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens": tokens, "seconds": timer.seconds,
         }  # fmt: skip
+
+    def _sentence_masks(self, ids: list[list[int]], chunk: list[int]):
+        """Dropout masks that depend on a sentence's place in the global batch alone."""
+        world, own = contrastive.processes(), len(ids) // 3
+        seeds = [
+            (
+                self.config.seed,
+                self.step,
+                position // own,
+                position % own * world + contrastive.rank(),
+            )
+            for position in chunk
+        ]
+        return dropout.sentence_masks(seeds, [len(ids[position]) for position in chunk])
 
     def _positions(self) -> list[int]:
         epoch, place = divmod(self.step, self.per_epoch)
@@ -360,10 +391,15 @@ def _checked(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[Triple
     return rows
 
 
-def _has_dropout(model) -> bool:
-    """Whether training draws random numbers, so that a sentence that occurs twice gets two vectors."""
+def _has_other_dropout(model) -> bool:
+    """Whether more than LoRA's dropout draws random numbers in training."""
     names = ("dropout", "attention_dropout", "activation_dropout", "p")
-    values = (getattr(module, name, 0) for module in model.modules() for name in names)
+    values = (
+        getattr(module, name, 0)
+        for module in model.modules()
+        if not isinstance(module, dropout.SentenceDropout)
+        for name in names
+    )
     return any(isinstance(value, float) and value > 0 for value in values)
 
 

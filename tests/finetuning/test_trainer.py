@@ -104,7 +104,7 @@ def test_the_best_adapter_is_kept_and_comes_back_the_same(
         seen.append(encode(texts))
         return pd.DataFrame({"spearman": [scores[len(seen) - 1]]})
 
-    monkeypatch.setattr(trainer.evaluation, "evaluate_sts", scored)
+    monkeypatch.setattr(trainer.sts, "evaluate_sts", scored)
     history = finetune(
         encoder, triplets(), config(epochs=2, learning_rate=1e-2), tmp_path / "run", dev
     )
@@ -452,7 +452,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path, monkeypatch)
 def test_early_stop(base, dev, tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 2.5, 9.0])
     monkeypatch.setattr(
-        trainer.evaluation,
+        trainer.sts,
         "evaluate_sts",
         lambda encode, pairs: pd.DataFrame({"spearman": [next(scores)]}),
     )
