@@ -29,7 +29,7 @@ clean:  ## executed copies and caches in this folder; .venv and the models stay
 format: setup  ## what ruff and the notebook rules can mend by themselves
 	$(VENV_PYTHON) -m ruff check --fix --quiet .; $(VENV_PYTHON) -m ruff format --quiet .
 	$(VENV_PYTHON) -m tools.notebooks clean
-	$(VENV_PYTHON) tools/readme_results.py
+	$(VENV_PYTHON) -m tools.results_tables
 
 check: setup
 	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m tools.notebooks check

@@ -84,13 +84,11 @@ def table(text: str) -> dict[str, list[str]]:
     return rows
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_readme_lists_every_notebook_in_order():
     assert list(table(README.read_text(encoding="utf-8"))) == [path.stem for path in NOTEBOOKS]
 
 
 @each_notebook
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_readme_row_says_what_the_header_says(path):
     """Columns: notebook, question, minutes, memory, read before."""
     _, minutes, memory, before = header(path)

@@ -1,5 +1,4 @@
-"""The READMEs' tables of results, made from the recorded rows: `python tools/readme_results.py`
-writes them between their markers.
+"""Make the tables of results from the records: `python -m tools.results_tables`.
 
 A test compares the two, so a table can neither be typed by hand nor go stale.
 """
@@ -14,8 +13,8 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
-READMES, RESULTS = (
-    (ROOT / "README.md", ROOT / "benchmarks" / "README.md"),
+DOCUMENTS, RESULTS = (
+    (ROOT / "docs" / "results.md", ROOT / "benchmarks" / "README.md"),
     ROOT / "data" / "results",
 )
 STS = {"stsb": "STS-B", "sts12": "STS12", "sts13": "STS13", "sts15": "STS15"}
@@ -29,9 +28,11 @@ TRANSFER = {
     "mrpc": "MRPC",
 }
 REPRESENTATIONS = {
-    "last": "last token, no prompt", "mean": "mean of tokens, no prompt", "means": '`This sentence : "X" means` (no one-word limit)',
+    "last": "last token, no prompt",
+    "mean": "mean of tokens, no prompt",
+    "means": '`This sentence : "X" means` (no one-word limit)',
     "prompteol": "**PromptEOL**",
-}  # fmt: skip
+}
 NAMES = {"prompteol": "PromptEOL", "mean": "mean of tokens", "last": "last token"}
 ORDER = ["fp32", "bf16", "NF4", "int8"]
 NOTHING = "No rows yet.\n"
@@ -356,12 +357,12 @@ def shots() -> str:
 
 
 def render(text: str) -> str:
-    """A README with every block made anew; a block is named after the function that makes it."""
+    """A document with every block made anew; a block is named after the function that makes it."""
     makers = (prompts, sts, search, transfer, dtypes, speed, bench, profile, train, scale, shots)
     makers = {maker.__name__: maker for maker in makers}
     return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}{match[3]}", text)
 
 
 if __name__ == "__main__":
-    for readme in READMES:
-        readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        document.write_text(render(document.read_text(encoding="utf-8")), encoding="utf-8")

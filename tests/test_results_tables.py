@@ -1,21 +1,17 @@
-"""The READMEs' tables of results are what the recorded rows say."""
+"""The documents' tables of results are what the recorded rows say."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+READMES = [ROOT / "docs" / "results.md", ROOT / "benchmarks" / "README.md"]
 
 
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        "readme_results", ROOT / "tools" / "readme_results.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tools import results_tables
+
+    return results_tables
 
 
 @pytest.fixture(params=READMES, ids=lambda path: path.parent.name)
@@ -25,7 +21,7 @@ def readme(request):
 
 def test_every_table_is_made_from_the_rows(readme):
     assert tool().render(readme) == readme, (
-        "results differ from data/results: run python tools/readme_results.py"
+        "results differ from data/results: run python -m tools.results_tables"
     )
 
 
