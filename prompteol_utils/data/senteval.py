@@ -11,7 +11,6 @@ import tarfile
 import threading
 from pathlib import Path
 
-from prompteol_utils.models import download
 from prompteol_utils.utils import files
 
 VARIABLE = "PROMPTEOL_SENTEVAL"
@@ -89,14 +88,14 @@ def hub_file(name: str) -> str:
 
 
 def hub_folder() -> Path:
-    """Return the unpacked archive in the cache, fetched if it is missing or damaged.
+    """Return the unpacked archive in the cache, fetched if it is missing.
 
     Raises:
         Unreachable: It is not in the cache and the hub is out of reach.
     """
     global _failure
     target = files.cache_folder() / "senteval"
-    if not download.manifest_ok(target):
+    if not target.is_dir():
         try:
             if _failure:
                 raise ConnectionError(_failure)
@@ -110,7 +109,7 @@ def hub_folder() -> Path:
                 "to the folder that holds STS/ and SICK/"
             ) from None
         with files.lock(target):
-            if not download.manifest_ok(target):  # another process may have been faster
+            if not target.is_dir():  # another process may have been faster
                 _unpack(archive, target)
     candidates = (target, *sorted(target.glob("*")), *sorted(target.glob("*/*")))
     for folder in candidates:  # wherever the archive has it
@@ -127,11 +126,9 @@ def _given(root: str | os.PathLike | None) -> str:
 
 def _unpack(archive: str, target: Path) -> None:
     try:
-        with files.atomic_folder(target) as folder:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    _extract(tar, member, folder)
-            download.write_manifest(folder)
+        with files.atomic_folder(target) as folder, tarfile.open(archive) as tar:
+            for member in tar:
+                _extract(tar, member, folder)
     except (tarfile.TarError, EOFError) as error:
         raise files.CacheError(
             f"the hub's {_ARCHIVE} cannot be unpacked ({error}): delete {archive} and try again"

@@ -15,6 +15,7 @@ from prompteol_utils.encoder.backbone import Backbone
 from prompteol_utils.encoder.batching import batches, even_budget, pooling_positions
 from prompteol_utils.encoder.onednn import fast_linear
 from prompteol_utils.encoder.tokenization import token_ids
+from prompteol_utils.models.adapters import check_prompt
 from prompteol_utils.models.loading import LoadedModel, load_model
 from prompteol_utils.models.registry import MODELS
 from prompteol_utils.prompts import (
@@ -80,6 +81,7 @@ class Encoder:
         prefix_cache: bool = True,
     ):
         self.loaded, self.prompt = loaded, get_prompt(prompt)
+        check_prompt(loaded, self.prompt)
         self.pooling = pooling or self.prompt.pooling
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; allowed: {', '.join(POOLINGS)}")

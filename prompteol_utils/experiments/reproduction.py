@@ -342,7 +342,7 @@ def reproduction_status() -> pd.DataFrame:
     measured: dict[str, int] = {}
     for file in sorted((files.DATA / "results").glob("*.jsonl")):
         for row in Store(file).rows():
-            key = row.get("adapter") or row.get("model")
+            key = (row.get("adapter") or row["model"]).partition("@")[0]
             measured[key] = measured.get(key, 0) + (row.get("kind") != "failed")
     rows = []
     for spec in MODELS.values():

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "adapters": ["add_lora", "merge"],
         "download": ["fetch_model"],
-        "loading": ["LoadedModel", "load_model"],
+        "loading": ["LoadedModel", "find_spec", "load_model"],
         "memory": [
             "Estimate",
             "parameters",

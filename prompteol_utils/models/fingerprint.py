@@ -1,4 +1,4 @@
-"""The content of a model folder as a short name, so that two folders of one basename are two models."""
+"""The content of a model folder as a short name: two folders of one basename are two models."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ _SETTLED = 2  # seconds since its last change after which a file's times can tel
 
 
 def folder_fingerprint(folder: str | Path) -> str:
-    """Return "sha256-" and 16 hex digits over a folder's configuration, tokenizer files and weights.
+    """Return "sha256-" and 16 hex digits over a folder's configuration, tokenizer and weights.
 
     Checksums of large files are remembered in the cache folder (where it can be written) and reused
     while size and times of a file stay the same.

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, with tokenizers trained on the spot: they stand in for big ones in tests and CI."""
+"""Tiny random models with tokenizers trained on the spot: they stand in for big ones in tests."""
 
 from pathlib import Path
 
@@ -9,10 +9,14 @@ from prompteol_utils.models.loading import LoadedModel
 # A few hundred merges are enough for prompts to have realistic token boundaries.
 _TEXT = [
     'This sentence : "The cat sleeps on the warm window sill." means in one word:"Rest".',
-    'After thinking step by step , this sentence : "Rain is falling over the harbour." means in one word:"Weather"',
-    "A child paints the old garden gate green. Two engineers repair the bridge at night, and nobody notices until morning!",
-    "Why does bread rise? Because yeast turns sugar into gas; the dough traps it. 'Yes', she said, \"it does\".",
-    "Prices rose by 12 percent in 2024, while wages (before tax) stayed the same: that is what the report says.",
+    "After thinking step by step , this sentence : "
+    '"Rain is falling over the harbour." means in one word:"Weather"',
+    "A child paints the old garden gate green. Two engineers repair the bridge at night, "
+    "and nobody notices until morning!",
+    "Why does bread rise? Because yeast turns sugar into gas; the dough traps it. "
+    "'Yes', she said, \"it does\".",
+    "Prices rose by 12 percent in 2024, while wages (before tax) stayed the same: "
+    "that is what the report says.",
 ]
 
 _SIZE = {
@@ -112,8 +116,9 @@ def tiny_model(
     Args:
         architecture: A key of `ARCHITECTURES`.
         seed: Of the random weights.
-        spread: Standard deviation of the weights. At the default of most configurations (0.02) a tiny model gives nearly the same vector
-            for every sentence, and a test on it proves nothing.
+        spread: Standard deviation of the weights. At the default of most configurations (0.02) a
+            tiny model gives nearly the same vector for every sentence, and a test on it proves
+            nothing.
         pad: Give the tokenizer a pad token.
         **config: Overrides of the configuration.
 
@@ -138,7 +143,7 @@ def tiny_model(
     configuration = getattr(transformers, class_name)(**settings)
     torch.manual_seed(seed)
     auto = transformers.AutoModelForTextEncoding if encoder else transformers.AutoModelForCausalLM
-    model = auto.from_config(configuration, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = auto.from_config(configuration, dtype=torch.float32).eval()
     tokenizer = tiny_tokenizer(
         bos=bos,
         encoder=encoder,

@@ -95,6 +95,8 @@ def _alike(row: dict, name: str) -> str:
     value = row.get(name)
     if name == "origin" and value == "hub":
         return "senteval"
+    if name == "adapter" and isinstance(value, str) and "/" in value:
+        return value.partition("@")[0]  # of the hub; papers do not name the commit
     if isinstance(value, list | tuple):
         return " | ".join(map(str, value))
     return "" if value is None or value != value else str(_whole(value))

@@ -1,23 +1,24 @@
-"""The machine: device and dtype, memory in use and at peak, a synchronised timer, halving on out-of-memory, batches side by side, seeds."""
+"""Device and dtype, memory in use, at peak and free, a synchronised timer, out-of-memory errors."""
 
 import contextlib
 import ctypes
 import gc
 import os
 import platform
-import random
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-_STATUS = "/proc/self/status"
+_STATUS = Path("/proc/self/status")  # Linux
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Tokens in a batch by default: on a CPU what its caches hold (benchmarks/README.md).
+BATCH_TOKENS = {"cpu": 512, "mps": 4_096, "cuda": 16_384}
 
 
 def choose_device(device: "str | torch.device | None" = None) -> torch.device:
-    """Return the device to compute on: the one asked for, else the GPU if there is one, else the CPU.
+    """Return the device asked for, else the GPU if there is one, else the CPU.
 
     Args:
         device: "cpu", "cuda", "cuda:1", "mps", a torch.device, or None to choose.
@@ -33,24 +34,27 @@ def choose_device(device: "str | torch.device | None" = None) -> torch.device:
         raise ValueError(
             f"unknown device {device!r}; allowed: 'cpu', 'cuda', 'cuda:N', 'mps'"
         ) from error
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        found = torch.cuda.device_count()
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but torch sees {found} CUDA GPUs here; use device='cpu' or leave it out"
-        )
+    instead = "use device='cpu' or leave it out"
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise ValueError(
+                f"device {str(device)!r} was asked for, but torch sees {found} CUDA GPUs here; "
+                f"{instead}"
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
-            "device 'mps' was asked for, but this machine has no Apple GPU that torch can use; use device='cpu' or leave it out"
+            "device 'mps' was asked for, but this machine has no Apple GPU that torch can use; "
+            f"{instead}"
         )
     return device
 
 
 def choose_dtype(device: torch.device, dtype: "str | torch.dtype | None" = None) -> torch.dtype:
-    """Return the dtype of the weights: the one asked for, else fp32 on a CPU, bf16 (or fp16 on older cards) on a GPU.
+    """Return the dtype asked for, else fp32 on a CPU, and on a GPU bf16, or fp16 on older cards.
 
-    bf16 without hardware units is several times slower than fp32, so a CPU never gets it unasked.
+    Without hardware units bf16 is several times slower than fp32 (CPU) or fp16 (T4, V100), so it
+    is not chosen there, although torch emulates it.
 
     Args:
         device: Where the model will run.
@@ -62,55 +66,65 @@ def choose_dtype(device: torch.device, dtype: "str | torch.dtype | None" = None)
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     return dtype
 
 
+def _cards(device: torch.device) -> list[int]:
+    """Return the numbers of the cards that a device means: all, where none was given."""
+    return list(range(torch.cuda.device_count())) if device.index is None else [device.index]
+
+
 def memory_in_use(device: torch.device | None = None) -> int:
-    """Return bytes in use now: the process's resident memory on a CPU, torch's allocated memory on a GPU."""
+    """Return bytes in use now: the process's resident memory, or torch's allocated GPU memory."""
     if device is not None and device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+        return sum(torch.cuda.memory_allocated(card) for card in _cards(device))
+    if device is not None and device.type == "mps":
+        return torch.mps.current_allocated_memory()
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def available_memory(device: torch.device | None = None) -> int:
-    """Return the bytes that a model could take now: free on the GPU (on all of them if no number was given), else the machine's.
+    """Return the bytes that a model could take now: free on the GPU (on all if none was named).
 
-    A container's limit counts where it is lower than what the machine has.
+    What torch keeps in its own pool after a model was freed counts as free. On a CPU a container's
+    limit counts where it is lower than what the machine has.
     """
     if device is not None and device.type == "cuda":
-        numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
-        return sum(torch.cuda.mem_get_info(number)[0] for number in numbers)
+        return sum(free_on_card(card) for card in _cards(device))
+    if device is not None and device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     import psutil
 
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cached = next(
-            int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
-            if line.startswith("file ")
-        )
+        statistics = (group / "memory.stat").read_text().splitlines()
+        cached = next(int(line.split()[1]) for line in statistics if line.startswith("file "))
     except (OSError, ValueError, StopIteration):  # no such file, or no limit ("max")
         return free
     return min(free, max(limit - used + cached, 0))  # cached files make room when they have to
 
 
+def free_on_card(card: int) -> int:
+    """Return a card's free bytes, unused blocks of torch's own pool included."""
+    pool = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+    return torch.cuda.mem_get_info(card)[0] + pool
+
+
 def peak_memory(device: torch.device | None = None) -> int:
-    """Return the peak bytes since `reset_peak_memory`: torch's on a GPU, else the process's (where it can be reset: Linux)."""
+    """Return the peak bytes since `reset_peak_memory`: torch's on a GPU, else the process's."""
     if device is not None and device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if os.path.exists(_STATUS):
-        with open(
-            _STATUS, encoding="utf8"
-        ) as lines:  # not getrusage, whose peak also counts the process that started this one
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        return sum(torch.cuda.max_memory_allocated(card) for card in _cards(device))
+    if _STATUS.exists():  # getrusage's peak also counts the process that started this one
+        return _status("VmHWM:")
     if sys.platform == "win32":
         import psutil
 
@@ -118,11 +132,30 @@ def peak_memory(device: torch.device | None = None) -> int:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere it counts in KiB
+
+
+def _status(field: str) -> int:
+    lines = _STATUS.read_text(encoding="utf8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def file_memory() -> int:
+    """Return the bytes of mapped files in memory (Linux; elsewhere 0), which can be taken back."""
+    return _status("RssFile:") if _STATUS.exists() else 0
+
+
+def reset_peak_memory(device: torch.device | None = None) -> None:
+    """Start the peak anew; a process's own peak can be reset on Linux only."""
+    if device is not None and device.type == "cuda":
+        for card in _cards(device):
+            torch.cuda.reset_peak_memory_stats(card)
+    elif _STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf8")
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system: Python's garbage, and on Linux what the C library keeps of freed blocks."""
+    """Give freed memory back to the system: Python's garbage, torch's pool, glibc's free blocks."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -131,27 +164,8 @@ def release_memory() -> None:
         trim(0)
 
 
-def file_memory() -> int:
-    """Return the bytes of mapped files in memory (Linux; elsewhere 0). The system can take back those that nothing uses."""
-    if not os.path.exists(_STATUS):
-        return 0
-    with open(_STATUS, encoding="utf8") as lines:
-        return next(
-            (int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:")), 0
-        )
-
-
-def reset_peak_memory(device: torch.device | None = None) -> None:
-    """Start the peak anew. Outside Linux a process's own peak cannot be reset: measure it in a process of its own."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.path.exists(_STATUS):
-        with open("/proc/self/clear_refs", "w", encoding="utf8") as control:
-            control.write("5")
-
-
 def disable_malloc_trim() -> None:
-    """Ask glibc to keep big freed blocks for the next training step: giving them back and taking them again costs a tenth of its time.
+    """Ask glibc to keep big freed blocks for the next training step: a tenth of its time.
 
     Elsewhere than on Linux it does nothing.
     """
@@ -163,18 +177,19 @@ def disable_malloc_trim() -> None:
 
 
 class Timer:
-    """Seconds of a `with` block; on a GPU it waits for the queued work, without which only the launch is timed.
+    """Seconds of a `with` block; on a GPU it waits for the queued work.
 
     Attributes:
         seconds: Wall-clock seconds, set when the block ends.
     """
 
     def __init__(self, device: torch.device | None = None):
-        self.device, self.seconds = device, float("nan")
+        self.device = device
+        self.seconds = float("nan")
 
     def _now(self) -> float:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device is not None and self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
 
     def __enter__(self):
@@ -186,42 +201,40 @@ class Timer:
 
 
 class NotEnoughMemoryError(RuntimeError):
-    """A model that will not fit, said before it is loaded: what is needed, what is there, what would fit."""
+    """A model does not fit, said before it is loaded: what is needed, what is free, what fits."""
+
+
+_NO_MEMORY = (
+    "out of memory",  # "CUDA error: out of memory", "CUDA out of memory", "MPS backend out of …"
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "std::bad_alloc",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that the device's (or the machine's) memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | NotEnoughMemoryError):
+        return True
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError | NotEnoughMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in text
-    )
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
 def machine() -> dict:
-    """Return what a timing's reader needs to know: processor, cores, memory in GB, GPU name or None, torch threads."""
+    """Return what a timing's reader needs to know: processor, cores, GB, GPU, torch threads."""
     import psutil
 
     name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf8") as lines:
-            name = next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-                name,
-            )
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": name,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),

@@ -1,13 +1,8 @@
-"""Files that are never half written: atomic writes, locks, checksums, and wheels fetched from the Python package index.
-
-A process may be killed at any moment. What it was writing then lies under a temporary name beside its target, where the next
-run finds and removes it; the target itself is the old one or the new one, never a mixture.
-"""
+"""Files that are never half written: atomic writes, locks, checksums, and the cache folder."""
 
 import errno
 import hashlib
 import os
-import re
 import shutil
 import socket
 import sys
@@ -18,9 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_PACKAGED = (
-    Path(__file__).resolve().parents[1] / "_data"
-)  # an installed package carries the small tables
+# An installed package carries the small tables; in a checkout they lie in data/.
+_PACKAGED = Path(__file__).resolve().parents[1] / "_data"
 DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "data"
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -29,12 +23,12 @@ _ADVICE = "set PROMPTEOL_CACHE to a folder on a disk with room that you can writ
 
 
 class CacheError(OSError):
-    """A file could not be kept: the disk is full, the folder is read-only, or a download is not what was expected."""
+    """A file cannot be kept: disk full, folder read-only, or a download is not the expected one."""
 
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turns "no space left" and "permission denied" into a CacheError that says what to do; other errors pass unchanged."""
+    """Turn "no space left" and "permission denied" into a CacheError that says what to do."""
     try:
         yield
     except CacheError:
@@ -46,26 +40,35 @@ def _explained(folder: Path) -> Iterator[None]:
             ) from error
         if error.errno in _DENIED:
             raise CacheError(
-                f"{folder} cannot be written to ({error.strerror}): change its permissions, or {_ADVICE}"
+                f"{folder} cannot be written to ({error.strerror}): "
+                f"change its permissions, or {_ADVICE}"
             ) from error
         raise
 
 
-def cache_folder() -> Path:
-    """The folder for what can be fetched or computed again: models, embeddings. Created when it is missing.
+def cache_folder(*, writable: bool = True) -> Path:
+    """Return the folder for what can be fetched or computed again: models, embeddings.
+
+    Args:
+        writable: Make the folder and check that it can be written to. False only names it, to look
+            for what is already there: a shared cache may be read-only.
 
     Returns:
-        ``$PROMPTEOL_CACHE`` if set, else ``$XDG_CACHE_HOME/prompteol``, else ``~/.cache/prompteol``, absolute.
+        `$PROMPTEOL_CACHE` if set, else `$XDG_CACHE_HOME/prompteol`, else `~/.cache/prompteol`,
+        absolute.
 
     Raises:
-        CacheError: the folder cannot be made or written to; names the folder and the variable that moves it.
+        CacheError: The folder cannot be made or written to.
     """
+    own = os.environ.get("PROMPTEOL_CACHE")
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        if own := os.environ.get("PROMPTEOL_CACHE"):
+        if own:
             folder = Path(own).expanduser().absolute()
-        else:  # the XDG standard: a relative path is invalid and ignored
+        else:  # by the XDG standard a relative path is ignored
             folder = (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "prompteol"
+        if not writable:
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
         reason = getattr(error, "strerror", None) or str(error)
@@ -77,14 +80,14 @@ def cache_folder() -> Path:
 
 
 def need_space(folder: str | os.PathLike, bytes_: int) -> None:
-    """Checks before a long download or conversion that it will fit.
+    """Check before a long download or conversion that it will fit.
 
     Args:
-        folder: where the files will go; it need not exist yet.
-        bytes_: room needed.
+        folder: Where the files will go; it need not exist yet.
+        bytes_: Space needed.
 
     Raises:
-        CacheError: the disk holds less; says how much there is and how to move the cache.
+        CacheError: The disk has less free.
     """
     existing = Path(folder).absolute()
     while not existing.exists():
@@ -92,23 +95,24 @@ def need_space(folder: str | os.PathLike, bytes_: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < bytes_:
         raise CacheError(
-            f"{folder} needs {bytes_ / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free: {_ADVICE}"
+            f"{folder} needs {bytes_ / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free: "
+            f"{_ADVICE}"
         )
 
 
 @contextmanager
 def lock(path: str | os.PathLike, timeout: float = 3600) -> Iterator[None]:
-    """Holds a lock between processes while the block runs; says on stderr whom it waits for when that takes over 3 seconds.
+    """Hold a lock between processes while the block runs; not reentrant.
 
-    Not for nesting: a process that holds it must not ask for the same path again.
+    After 3 seconds of waiting the holder is named on stderr.
 
     Args:
-        path: what is protected; the lock is a file beside it named ``<path>.lock``, left in place (removing it would
-            let two waiting processes lock two different files of that name).
-        timeout: seconds to wait at most.
+        path: What is protected. The lock file `<path>.lock` beside it is left in place: removing
+            it would let two waiting processes lock two different files of that name.
+        timeout: Seconds to wait at most.
 
     Raises:
-        CacheError: not free within ``timeout``, or the folder cannot be written to.
+        CacheError: Not free within `timeout`, or the folder cannot be written to.
     """
     path = Path(path)
     file = path if path.suffix == ".lock" else path.with_name(path.name + ".lock")
@@ -118,16 +122,14 @@ def lock(path: str | os.PathLike, timeout: float = 3600) -> Iterator[None]:
         try:
             held.acquire(timeout=min(3, timeout))
         except Timeout:
-            print(
-                f"Waiting for {_holder(file)}, which is at work on {path} …",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"Waiting for {_holder(file)}, which uses {path} …", file=sys.stderr, flush=True)
             try:
                 held.acquire(timeout=max(0, timeout - 3))
             except Timeout:
-                message = f"{path} was still in use by {_holder(file)} after {timeout:g} s: wait for it, or end it, and run this again"
-                raise CacheError(message) from None
+                raise CacheError(
+                    f"{path} was still in use by {_holder(file)} after {timeout:g} s: "
+                    "wait for it, or end it, and run this again"
+                ) from None
     try:
         with suppress(OSError):  # only a courtesy to whoever waits; Windows refuses it
             file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -142,40 +144,9 @@ def _holder(file: Path) -> str:
     return "another process"
 
 
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Yields an unused sibling of ``path``; whatever is left there is removed, now or, after a kill, by the next call.
-
-    A lock that the operating system drops with its process tells a live run's temporary from a dead one's. A process id could
-    not: it is used again, and means nothing on another machine that shares the folder.
-    """
-    folder, stem = path.parent, f".{path.name[:80]}.tmp-"
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob(f"{_escape(stem)}*.lock"):
-            dead = FileLock(file, thread_local=False)
-            try:
-                dead.acquire(blocking=False)
-            except (Timeout, OSError, RuntimeError):
-                continue
-            _remove(file.with_suffix(""))
-            file.unlink(missing_ok=True)
-            dead.release()
-        temporary = folder / f"{stem}{uuid.uuid4().hex[:12]}"
-        own = FileLock(f"{temporary}.lock", thread_local=False)
-        own.acquire()
-    try:
-        with _explained(folder):
-            yield temporary
-    finally:
-        _remove(temporary)
-        with suppress(OSError):
-            Path(own.lock_file).unlink(missing_ok=True)
-        own.release()
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+def _sibling(path: Path, kind: str) -> Path:
+    """Return an unused hidden name beside `path`, on the same file system."""
+    return path.with_name(f".{path.name[:80]}.{kind}-{uuid.uuid4().hex[:12]}")
 
 
 def _remove(path: Path) -> None:
@@ -186,62 +157,69 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
-    """Without this a power cut may leave the new name on an empty file."""
-    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync(path: Path) -> None:
+    """Write a file through to the disk: a power cut could leave the new name on an empty file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike, mode: str = "wb", **open_kw) -> Iterator:
-    """Opens a file that appears under its name only when the block has ended without an error.
+    """Open a file that appears under its name only when the block has ended without an error.
 
     Args:
-        path: the file to write or replace; a symbolic link is followed, missing parent folders are made.
-        mode: "wb" or "w" (text is UTF-8 unless ``encoding`` is given).
-        **open_kw: passed on to ``open``.
+        path: The file to write or replace; symbolic links are followed, missing parents are made.
+        mode: "wb" or "w" (text is UTF-8 unless `encoding` is given).
+        **open_kw: Passed on to `open`.
 
     Raises:
-        CacheError: the disk is full or the folder read-only; what was at ``path`` before is untouched.
+        CacheError: Disk full or folder read-only; what was at `path` before is untouched.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic_file writes whole files: mode is "wb" or "w", not {mode!r}')
     if mode == "w":
         open_kw.setdefault("encoding", "utf-8")
     path = Path(os.path.realpath(path))
-    with _temporary(path) as temporary:
-        with open(temporary, mode, **open_kw) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
+    temporary = _sibling(path, "tmp")
+    try:
+        with _explained(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, mode, **open_kw) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields an empty folder beside ``path`` that takes its place when the block has ended without an error.
+    """Yield an empty folder that takes the place of `path` when the block ends without an error.
 
-    Two processes that write the same folder at once should hold ``lock(path)``; without it the later one wins, and a reader may
-    find no folder for an instant.
+    A folder cannot be renamed onto another one, so the old one is first moved aside. A process
+    killed between these two renames leaves it under a hidden name, and `restore_folder` (called
+    here too) puts it back. Of two processes that write one folder at once, the later one wins.
 
     Raises:
-        CacheError: the disk is full or the folder read-only; what was at ``path`` before is untouched.
+        CacheError: Disk full or folder read-only; what was at `path` before is untouched.
     """
     path = Path(os.path.realpath(path))
-    with _temporary(path) as temporary:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _to_disk(file)
-        with _temporary(
-            path
-        ) as old:  # a folder cannot be renamed onto another one: first move that out of the way
+    temporary = _sibling(path, "tmp")
+    old = _sibling(path, "old")
+    try:
+        with _explained(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            restore_folder(path)
+            temporary.mkdir()
+            yield temporary
+            readable = temporary.stat().st_mode & 0o666  # some writers make files of mode 0600
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(readable)
+                    _sync(file)
             for _ in range(100):
                 with suppress(FileNotFoundError):
                     os.replace(path, old)
@@ -253,12 +231,26 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                         raise
                     _remove(old)
             else:
-                raise CacheError(
-                    f"{path} is being written by several processes at once: hold files.lock({str(path)!r})"
-                )
+                raise CacheError(f"{path} is written by several processes at once: hold its lock")
+        _remove(old)
+    finally:
+        _remove(temporary)
+        restore_folder(path)
+
+
+def restore_folder(path: str | os.PathLike) -> None:
+    """Put a folder back that a killed `atomic_folder` had moved aside, if nothing replaced it."""
+    path = Path(os.path.realpath(path))
+    if path.exists() or not path.parent.is_dir():
+        return
+    start = f".{path.name[:80]}.old-"
+    for old in sorted(entry for entry in path.parent.iterdir() if entry.name.startswith(start)):
+        with suppress(OSError):
+            os.replace(old, path)
+            return
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

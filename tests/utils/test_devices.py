@@ -1,4 +1,4 @@
-"""Device and dtype choice, the timer, out-of-memory halving, seeds."""
+"""Device and dtype choice, the timer, out-of-memory errors and halving."""
 
 import time
 
@@ -18,9 +18,25 @@ def test_cpu_stays_in_fp32():
 
 
 def test_gpu_gets_half_precision(monkeypatch):
-    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+    """torch says yes for a T4 as well, which has to emulate bf16."""
+    for native, expected in ((True, torch.bfloat16), (False, torch.float16)):
+
+        def supported(including_emulation=True, native=native):
+            return native or including_emulation
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         assert devices.choose_dtype(torch.device("cuda")) is expected
+
+
+def test_pool_of_torch_counts_as_free(monkeypatch):
+    """Two cards of 80 GB; on one a model of 35 GB was freed, and torch keeps its memory."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: ((45, 80)[card], 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: (35, 0)[card])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda card: (5, 0)[card])
+    assert devices.available_memory(torch.device("cuda:0")) == 75
+    assert devices.available_memory(torch.device("cuda")) == 155
+    assert devices.memory_in_use(torch.device("cuda")) == 5
 
 
 def test_missing_gpu_is_said(monkeypatch):
@@ -73,16 +89,22 @@ def test_real_allocation_failure_is_recognised():
     assert devices.is_out_of_memory(caught.value)
 
 
-def test_seed_fixes_every_generator():
-    def draw():
-        import random
-
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    devices.set_seed(3)
-    first = draw()
-    devices.set_seed(3)
-    assert draw() == first != draw()
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        devices.NotEnoughMemoryError("opt-66b needs 130 GB"),
+    ],
+)
+def test_every_kind_of_out_of_memory_is_recognised(error):
+    assert devices.is_out_of_memory(error)
+    assert not devices.is_out_of_memory(ValueError(str(error)))
+    assert not devices.is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 def test_machine_names_what_a_timing_needs():
