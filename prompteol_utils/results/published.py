@@ -5,7 +5,6 @@ import re
 
 import pandas as pd
 
-from prompteol_utils.results.store import _whole
 from prompteol_utils.utils.files import DATA
 
 PAPER = DATA / "paper"
@@ -99,7 +98,11 @@ def _alike(row: dict, name: str) -> str:
         return value.partition("@")[0]  # of the hub; papers do not name the commit
     if isinstance(value, list | tuple):
         return " | ".join(map(str, value))
-    return "" if value is None or value != value else str(_whole(value))
+    return (
+        ""
+        if value is None or value != value
+        else str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    )
 
 
 def require_comparable(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:

@@ -1,21 +1,18 @@
 """The store and the embedding cache keep finished work through kills, races and damage, and never show two kinds of score as one."""
 
-import hashlib
 import json
 import math
+import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from prompteol_utils import results
-from prompteol_utils.results import embedding_cache
 from prompteol_utils.results import store as store_module
 from prompteol_utils.utils import files
 
@@ -119,7 +116,7 @@ def test_other_kinds_need_only_provenance(store):
     assert store.done({"kind": "bench", "seed": 3})
     with pytest.raises(ValueError, match="'bench' lacks versions, commit, seed"):
         store.append({"kind": "bench"})
-    with pytest.raises(ValueError, match="a row is a dict"):
+    with pytest.raises(ValueError, match="a record is a dict"):
         store.append([("kind", "bench")])
 
 
@@ -129,7 +126,7 @@ def test_provenance_names_versions_and_commit(monkeypatch):
         found["versions"]
     )
     head = subprocess.run(
-        ["git", "-C", results.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
+        ["git", "-C", store_module.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
     )
     expected = head.stdout.strip() if head.returncode == 0 else "unknown"
     store_module._commit.cache_clear()
@@ -153,7 +150,7 @@ def test_commit_is_unknown_outside_and_inside_another_checkout_and_marks_changes
 
     package = tmp_path / "inner" / "prompteol_utils"
     package.mkdir(parents=True)
-    monkeypatch.setattr(store, "ROOT", tmp_path / "inner")
+    monkeypatch.setattr(store_module, "ROOT", tmp_path / "inner")
     assert commit() == "unknown"
     (package / "a.py").write_text("1")
     git("init", "-q")
@@ -162,7 +159,7 @@ def test_commit_is_unknown_outside_and_inside_another_checkout_and_marks_changes
     assert commit() == "unknown", "another project's checkout around an installed package"
     git("mv", "inner/prompteol_utils", "prompteol_utils")
     git("commit", "-q", "-m", "y")
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store_module, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     assert len(commit()) == 40
     (tmp_path / "data" / "results").mkdir(parents=True)
@@ -223,12 +220,21 @@ def test_done_sees_rows_of_other_processes_and_rewritten_files(store):
     assert not store.done({"task": "stsb"})
 
 
-def test_fifteen_thousand_lookups_are_quick(store):
-    store.append(*[ROW | {"n": n} for n in range(1, 3001)])
-    key = {name: ROW[name] for name in ("model", "prompt", "demonstrations", "task", "split")}
-    start = time.process_time()
-    assert sum(store.done(key | {"n": n}) for n in range(15_000)) == 3000
-    assert time.process_time() - start < 3  # about 0.4 s
+def test_the_last_record_of_a_key_is_found(store):
+    store.append(ROW | {"spearman": 1.0}, ROW | {"spearman": 2.0}, ROW | {"task": "sts12"})
+    assert store.find({"task": "stsb"})["spearman"] == 2.0
+    assert store.find({"task": "sts13"}) is None
+
+
+def test_a_failed_measurement_is_not_done(store):
+    failed = {name: value for name, value in ROW.items() if not name.startswith("spearman")}
+    store.append(failed | {"kind": "failed", "reason": "out of memory"})
+    key = {"model": ROW["model"], "task": "stsb"}
+    assert not store.done(key)
+    assert store.find(key) is None
+    assert store.find(key, failed=True)["reason"] == "out of memory"
+    store.append(ROW)
+    assert store.done(key)
 
 
 # --- damage
@@ -267,7 +273,7 @@ def test_a_last_line_without_its_newline_is_kept(store):
     [
         ("{", "line 2: not JSON"),
         ("\x00" * 9, "line 2: not JSON"),
-        ("[]", "line 2: a row is an object"),
+        ("[]", "line 2: a record is an object"),
         ('{"a": 1}', "line 2: .*lacks model"),
         (json.dumps(ROW | {"spearman": math.nan}), "line 2: NaN"),
         (json.dumps(ROW | {"origin": "web"}), "line 2: unknown origin"),
@@ -277,12 +283,7 @@ def test_a_broken_line_in_the_middle_names_file_and_line(store, line, words):
     store.append(ROW)
     whole = store.path.read_text()
     store.path.write_text(whole + line + "\n" + whole)
-    for call in (
-        store.read,
-        lambda: store.append(ROW),
-        lambda: store.done({"a": 1}),
-        results.Store(store.path).read,
-    ):
+    for call in (store.read, lambda: store.done({"a": 1}), results.Store(store.path).read):
         with pytest.raises(ValueError, match=rf"rows\.jsonl, {words}"):
             call()
     store.path.write_text(whole + "\n" + whole)
@@ -291,8 +292,8 @@ def test_a_broken_line_in_the_middle_names_file_and_line(store, line, words):
 
 def test_a_full_disk_leaves_no_part_of_a_line(store, monkeypatch):
     store.append(ROW)
-    before, write = store.path.read_bytes(), store.os.write
-    monkeypatch.setattr(store.os, "write", lambda handle, data: write(handle, data[:30]))
+    before, write = store.path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:30]))
     with pytest.raises(files.CacheError, match="free some space"):
         store.append(ROW)
     assert store.path.read_bytes() == before
@@ -349,358 +350,3 @@ def test_two_processes_add_to_one_file(tmp_path):
         sorted(frame["n"]) == list(range(1, 300))
         and (frame["extra"].str.len() == frame["n"] * 50).all()
     )
-
-
-# --- the embedding cache
-
-
-class Fake:
-    """Vectors that tell any two sentences apart, and a count of what was really run."""
-
-    def __init__(self, width=8, **key):
-        self.key, self.width, self.seen = {"model": "fake/model", "prompt": "p"} | key, width, []
-
-    def encode(self, sentences, *, show_progress_bar=None):
-        for index, sentence in enumerate(sentences):
-            if not isinstance(sentence, str) or not sentence.strip():
-                raise ValueError(f"sentence {index}")
-        self.seen += sentences
-        rows = [
-            np.frombuffer(hashlib.sha512(repr((self.key, s)).encode()).digest(), np.uint32)[
-                : self.width
-            ]
-            for s in sentences
-        ]
-        return np.array(rows, np.float32).reshape(len(sentences), self.width)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return results.EmbeddingCache(tmp_path / "embeddings")
-
-
-def test_only_new_sentences_are_run_and_the_order_is_kept(cache):
-    fake, texts = Fake(), [f"sentence {n}" for n in range(3000)]
-    assert np.array_equal(cache.encode(fake, texts), Fake().encode(texts))
-    assert sorted(fake.seen) == sorted(texts)
-    mixed = ["new", *reversed(texts), "new", texts[7], "Neu ü"]
-    assert np.array_equal(cache.encode(fake, mixed), Fake().encode(mixed))
-    assert fake.seen[3000:] == ["Neu ü", "new"]
-    assert (
-        np.array_equal(
-            results.EmbeddingCache(cache.folder).encode(fake, iter(mixed)), Fake().encode(mixed)
-        )
-        and len(fake.seen) == 3002
-    )
-    assert (
-        cache.encode(fake, mixed).dtype == np.float32
-        and cache.encode(fake, "new").shape == (8,)
-        and cache.encode(fake, []).shape == (0, 8)
-    )
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"prompt": "q"}, {"dtype": "bfloat16"}, {"weight_origin": "x"}, {"model": "fake-model"}],
-)
-def test_another_encoder_has_its_own_vectors(cache, other):
-    one, two = Fake(), Fake(**other)
-    assert not np.array_equal(cache.encode(one, ["a"]), cache.encode(two, ["a"]))
-    assert one.seen == two.seen == ["a"] and len(list(cache.folder.glob("*.sqlite"))) == 2
-
-
-def test_a_rise_of_its_version_forgets_all(cache, monkeypatch):
-    fake = Fake()
-    cache.encode(fake, ["a"])
-    monkeypatch.setattr(embedding_cache, "VECTORS", embedding_cache.VECTORS + 1)
-    cache.encode(fake, ["a"])
-    assert fake.seen == ["a", "a"]
-
-
-def test_wrap_gives_a_function_with_the_key(cache):
-    fake = Fake()
-    encode = cache.wrap(fake)
-    assert (
-        encode.key == fake.key
-        and np.array_equal(encode(["a", "b"]), encode(["a", "b"]))
-        and sorted(fake.seen) == ["a", "b"]
-    )
-
-
-@pytest.mark.parametrize("bad", ["", "  ", None, 3, b"a"])
-def test_the_encoder_refuses_a_bad_sentence_by_its_own_index(cache, bad):
-    fake = Fake()
-    cache.encode(fake, ["a", "b"])
-    with pytest.raises(ValueError, match=r"sentence 2$"):
-        cache.encode(fake, ["a", "b", bad, "c"])
-
-
-def test_vectors_that_are_not_numbers_are_returned_but_not_kept(cache):
-    fake = Fake()
-    fake.encode = lambda texts, show_progress_bar=None: (
-        fake.seen.extend(texts) or np.full((len(texts), 8), np.nan, np.float32)
-    )
-    assert (
-        np.isnan(cache.encode(fake, ["a"])).all()
-        and np.isnan(cache.encode(fake, ["a"])).all()
-        and fake.seen == ["a", "a"]
-    )
-
-
-def test_a_stream_is_used_where_there_is_one(cache):
-    class Streaming(Fake):
-        def stream(self, texts, *, chunk, show_progress_bar=None):
-            for start in range(0, len(texts), chunk):
-                yield Fake.encode(self, texts[start : start + chunk])
-
-        encode = None
-
-    texts = [f"sentence {n}" for n in range(2500)]
-    assert np.array_equal(cache.encode(Streaming(), texts), Fake().encode(texts))
-
-
-def test_vectors_come_back_quickly(cache):
-    fake, texts = Fake(width=16), [f"sentence {n}" for n in range(15_000)]
-    cache.encode(fake, texts)
-    start = time.process_time()
-    cache.encode(fake, texts)
-    assert time.process_time() - start < 2  # about 0.1 s
-
-
-@pytest.mark.parametrize("damage", ["nonsense", "empty", "middle", "cut", "folder of pages"])
-def test_a_corrupt_file_is_noticed_and_done_again(cache, damage):
-    fake, texts = Fake(width=8), [f"sentence {n}" for n in range(3000)]
-    cache.encode(fake, texts)
-    (file,) = cache.folder.glob("*.sqlite")
-    content = bytearray(file.read_bytes())
-    if damage == "nonsense":
-        content[:] = b"no database" * 1000
-    elif damage == "empty":
-        content[:] = b""
-    elif damage == "middle":
-        content[len(content) // 2 : len(content) // 2 + 40_000] = b"\xa5" * 40_000
-    elif damage == "cut":
-        del content[len(content) // 2 :]
-    else:
-        content[100:4096] = bytes(3996)
-    file.write_bytes(content)
-    for rest in ("-wal", "-shm"):
-        file.with_name(file.name + rest).unlink(missing_ok=True)
-    import warnings
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert np.array_equal(cache.encode(fake, texts), Fake(width=8).encode(texts))
-    assert (damage == "empty") or any("is corrupt" in str(warning.message) for warning in caught)
-    before = len(fake.seen)
-    assert (
-        np.array_equal(cache.encode(fake, texts), Fake(width=8).encode(texts))
-        and len(fake.seen) == before
-    )
-
-
-def test_a_single_changed_bit_is_noticed(cache):
-    fake = Fake()
-    cache.encode(fake, ["a", "b"])
-    (file,) = cache.folder.glob("*.sqlite")
-    with sqlite3.connect(file) as database:
-        digest = hashlib.sha256(b"a").digest()
-        (blob,) = database.execute("SELECT vector FROM vectors WHERE text = ?", [digest]).fetchone()
-        database.execute(
-            "UPDATE vectors SET vector = ? WHERE text = ?",
-            [bytes([blob[0] ^ 1]) + blob[1:], digest],
-        )
-    database.close()
-    assert np.array_equal(cache.encode(fake, ["a", "b"]), Fake().encode(["a", "b"])) and sorted(
-        fake.seen
-    ) == ["a", "a", "b"]
-
-
-def test_a_cache_that_cannot_be_written_says_so(tmp_path, cache, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(files.CacheError, match="PROMPTEOL_CACHE"):
-        results.EmbeddingCache(tmp_path / "file" / "embeddings").encode(Fake(), ["a"])
-    real = embedding_cache._open
-
-    def small(*arguments):
-        database = real(*arguments)
-        database.execute("PRAGMA max_page_count = 8")
-        return database
-
-    monkeypatch.setattr(embedding_cache, "_open", small)
-    with pytest.raises(files.CacheError, match=r"full.*free some space"):
-        cache.encode(Fake(), [f"sentence {n}" for n in range(3000)])
-
-
-ENCODE = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from test_results import Fake, results
-class Slow(Fake):
-    def encode(self, sentences, **rest):
-        print(len(sentences), file=sys.stderr, flush=True)
-        time.sleep(0.05)
-        return Fake.encode(self, sentences)
-slow = Slow()
-results.EmbeddingCache("cache").encode(slow, [f"sentence {{n}}" for n in range(20_000)])
-print(len(slow.seen), "run", file=sys.stderr)
-"""
-
-
-def encode_job(folder):
-    code = ENCODE.format(tests=str(results.ROOT / "tests"))
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_a_kill_costs_one_chunk(tmp_path):
-    texts, lost = [f"sentence {n}" for n in range(20_000)], 0
-    for seed in range(3):
-        process = encode_job(tmp_path)
-        started = [process.stderr.readline() for _ in range(3)]
-        time.sleep(random.Random(seed).uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() != 0
-        lost += len(started + process.stderr.readlines())
-    process = encode_job(tmp_path)
-    *rest, summary = process.stderr.readlines()
-    assert process.wait() == 0
-    runs = lost + len(rest)
-    assert math.ceil(20_000 / 1024) <= runs <= math.ceil(20_000 / 1024) + 3, (
-        f"{runs} chunks run; {summary}"
-    )
-    assert int(summary.split()[0]) <= 20_000 - 3 * 2 * 1024, (
-        "each killed run left at least two chunks"
-    )
-    fake = Fake()
-    assert (
-        np.array_equal(
-            results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)
-        )
-        and not fake.seen
-    )
-
-
-def test_two_processes_fill_one_cache(tmp_path):
-    processes = [encode_job(tmp_path) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0], [
-        process.stderr.read() for process in processes
-    ]
-    fake, texts = Fake(), [f"sentence {n}" for n in range(20_000)]
-    assert (
-        np.array_equal(
-            results.EmbeddingCache(tmp_path / "cache").encode(fake, texts), Fake().encode(texts)
-        )
-        and not fake.seen
-    )
-
-
-# --- beside the paper
-
-
-def paper(**change):
-    table = results.paper_table("sts")
-    row = table[
-        (table["system"] == "PromptEOL OPT-125M")
-        & (table["group"] == "PromptEOL")
-        & (table["task"] == "stsb")
-    ]
-    assert len(row) == 1
-    return row.assign(**change)
-
-
-def test_a_difference_only_for_the_same_measurement():
-    (row,) = results.compare(pd.DataFrame([ROW]), paper()).to_dict("records")
-    assert row == {
-        "model": "opt-125m", "prompt": "prompteol", "task": "stsb", "system": "PromptEOL OPT-125M", "ours": 60.5, "paper": 67.89,
-        "difference": pytest.approx(-7.39),
-    }  # fmt: skip
-
-
-def test_the_archive_on_the_hub_is_the_same_set():
-    assert (
-        results.compare(pd.DataFrame([ROW | {"origin": "hub"}]), paper())["difference"]
-        .notna()
-        .all()
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": "smollm2-135m-instruct"},
-        {"prompt": "means"},
-        {"demonstrations": ["A man is smoking.=>Smoking"]},
-        {"quantization": "nf4"},
-        {"adapter": "some/adapter"},
-        {"pooling": "mean"},
-        {"layer": -2},
-        {"split": "dev"},
-        {"n": 250},
-        {"origin": "mini"},
-        {"text_form": "natural"},
-        {"aggregation": "mean of subsets"},
-    ],
-)
-def test_anything_else_is_context(change):
-    (row,) = results.compare(pd.DataFrame([ROW | change]), paper()).to_dict("records")
-    assert row["paper"] == 67.89 and math.isnan(row["difference"])
-
-
-def test_the_icl_row_is_met_by_its_demonstration():
-    table = results.paper_table("sts")
-    icl = table[(table["model"] == "opt-125m") & (table["group"] == "PromptEOL+ICL")]
-    ours = pd.DataFrame([ROW | {"demonstrations": ["A man is smoking.=>Smoking"]}])
-    assert results.compare(ours, icl)["difference"].tolist() == [pytest.approx(60.5 - 67.80)]
-
-
-def test_compare_keeps_tasks_the_paper_lacks_and_names_missing_columns():
-    frame = results.compare(pd.DataFrame([ROW | {"task": "mini"}, ROW]), results.paper_table("sts"))
-    assert (
-        frame["paper"].isna().tolist()[:1] == [True]
-        and len(frame) == 1 + (results.paper_table("sts")["task"] == "stsb").sum()
-    )
-    assert frame["difference"].notna().sum() == 1
-    with pytest.raises(ValueError, match="ours lacks spearman"):
-        results.compare(pd.DataFrame([{"model": "", "prompt": "", "task": ""}]), paper())
-
-
-def test_unknown_paper_table_names_the_known_ones():
-    for name in ("nope", "../mini_sts", ""):
-        with pytest.raises(
-            ValueError, match=r"there are: demonstrations, followups, sts, text_facts, transfer"
-        ):
-            results.paper_table(name)
-
-
-@pytest.mark.parametrize(
-    "field, other, place",
-    [
-        ("origin", "mini", "one column"),
-        ("text_form", "natural", "task 'stsb'"),
-        ("weight_origin", "gguf", "model 'opt-125m'"),
-    ],
-)
-def test_one_origin_refuses_a_mixture(field, other, place):
-    frame = pd.DataFrame([ROW, ROW | {"prompt": "means", field: other}])
-    with pytest.raises(ValueError, match=f"{field} is mixed within {place}: .*{other}"):
-        results.require_comparable(frame)
-    assert results.require_comparable(frame, "prompt") is frame
-    with pytest.raises(ValueError, match=f"{field} is mixed within split 'test'"):
-        results.require_comparable(frame, "split")
-    with pytest.raises(ValueError, match=f"{field} is mixed within one column"):
-        results.require_comparable(frame.drop(columns=["task", "model"]))
-    assert len(results.require_comparable(frame.drop(columns=field))) == 2
-
-
-def test_one_origin_looks_across_tasks_for_the_set_but_within_one_for_its_text():
-    sick = ROW | {"task": "sickr", "text_form": "tokenised"}
-    frame = pd.DataFrame([ROW, sick])
-    assert results.require_comparable(frame) is frame
-    with pytest.raises(ValueError, match="origin is mixed within one column: mini, senteval"):
-        results.require_comparable(pd.DataFrame([ROW, sick | {"origin": "mini"}]))
-    two_models = pd.DataFrame(
-        [ROW, ROW | {"model": "all-minilm-l6-v2", "weight_origin": "hub fp32"}]
-    )
-    assert results.require_comparable(two_models) is two_models
