@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "geometry": ["embedding_geometry", "anisotropy", "alignment", "uniformity"],
-        "probes": ["ProbeTask", "LinearProbes", "fit_senteval", "fit_lbfgs"],
+        "probes": ["ProbeTask", "LinearProbes", "fit_senteval", "lbfgs_probe", "GRID"],
+        "significance": ["Difference", "compare_scores"],
         "sts": [
             "evaluate_sts",
             "embed_pairs",

@@ -6,19 +6,23 @@ where it has no test set, cross-validation on the training set where it has one,
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
+import torch
+from joblib import parallel_config
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from threadpoolctl import threadpool_limits
 
 from prompteol_utils.data.transfer import TRANSFER_TASKS, Labelled, load_transfer, stratified
-from prompteol_utils.evaluation.probes import GRID, SOLVERS, LinearProbes, ProbeTask
-from prompteol_utils.evaluation.sts import embed
+from prompteol_utils.evaluation.probes import GRID, ProbeTask, fit_senteval, lbfgs_probe
+from prompteol_utils.evaluation.sts import Encode, embed
 from prompteol_utils.results.published import require_comparable
 
-Encode = Callable[[list[str]], np.ndarray]
+Splits = list[tuple[np.ndarray, np.ndarray]]  # positions to train on, positions to test on
 SEED = 1111  # SentEval's
 
 
@@ -37,37 +41,39 @@ def evaluate_transfer(
     Args:
         encode: Takes n distinct sentences, returns an array (n, d). It is called once a task.
         tasks: Names, or what `load_transfer` returned.
-        solvers: "senteval" (the paper's) and "lbfgs" (scikit-learn's, features scaled inside the fold).
+        solvers: "senteval" (the paper's) and "lbfgs" (scikit-learn's, scaled inside the fold).
         seeds: Of the folds and of the classifier; a row for each.
-        folds: Of the outer and of the inner cross-validation.
+        folds: Of the outer and of the inner cross-validation, 2 or more.
         root: As in `load_transfer`, for tasks given by name.
         limit: As in `load_transfer`, for tasks given by name.
 
     Returns:
-        One row a task, solver and seed: task, solver, seed, accuracy (x 100, the mean over folds where there are folds), fold_std (their
-        standard deviation, else NaN), dev_accuracy (what chose the l2), l2 (a list, one for each outer fold), folds, n_train, n_test,
-        origin, text_form, encode_seconds, classifier_seconds.
+        One row a task, solver and seed: task, solver, seed, accuracy (x 100, the mean over folds),
+        fold_std (their standard deviation; NaN without folds), dev_accuracy (what chose the l2),
+        l2 (a list, one for each outer fold), folds, n_train, n_test, origin, text_form,
+        encode_seconds, classifier_seconds.
 
     Raises:
         TypeError: `encode` cannot be called.
-        ValueError: Unknown task or solver; the array has another shape, or an embedding is not finite.
+        ValueError: Unknown task or solver, fewer than two folds; the array has another shape, or an
+            embedding is not finite.
 
-    Source: the transfer experiments of the paper; SentEval's senteval/tools/validation.py. Built in notebook 05.
+    Source: the transfer experiments of the paper; SentEval's senteval/tools/validation.py.
     """
-    if wrong := [solver for solver in solvers if solver not in SOLVERS]:
-        raise ValueError(f"unknown solver {wrong[0]!r}; allowed: {', '.join(SOLVERS)}")
+    _check_settings(solvers, folds)
+    given = [tasks] if isinstance(tasks, str | Labelled) else tasks
+    loaded = [
+        load_transfer(task, root=root, limit=limit) if isinstance(task, str) else task
+        for task in given
+    ]
     rows = []
-    for task in [tasks] if isinstance(tasks, str | Labelled) else tasks:
-        loaded = load_transfer(task, root=root, limit=limit) if isinstance(task, str) else task
+    for task in loaded:
         start = time.perf_counter()
-        x = features(encode, loaded)
-        seconds = time.perf_counter() - start
-        rows += [
-            score(x, loaded, solver=solver, seed=seed, folds=folds)
-            | {"encode_seconds": round(seconds, 2)}
-            for solver in solvers
-            for seed in seeds
-        ]
+        x = features(encode, task)
+        seconds = {"encode_seconds": round(time.perf_counter() - start, 2)}
+        for solver in solvers:
+            for seed in seeds:
+                rows.append(score(x, task, solver=solver, seed=seed, folds=folds) | seconds)
     return pd.DataFrame(rows)
 
 
@@ -105,7 +111,7 @@ def score(
     Args:
         x: float32 (n, d), from `features`.
         task: The task.
-        solver: A name in `probes.SOLVERS`.
+        solver: A name in `probes.GRID`.
         seed: Of folds and classifier.
         folds: Of the outer and the inner cross-validation.
     """
@@ -134,69 +140,90 @@ def score(
 def classify(
     x: np.ndarray, task: Labelled, *, solver: str = "senteval", seed: int = SEED, folds: int = 10
 ) -> pd.DataFrame:
-    """Predict every sentence that is tested, by a classifier that has seen neither it nor its fold.
+    """Predict every sentence that is tested, by a probe that has seen neither it nor its fold.
 
-    The strength of regularisation is chosen inside the training rows, by their own folds (or by the dev rows that a task brings).
+    The strength of regularisation is chosen inside the training sentences, by their own folds (or
+    by the dev sentences that a task brings).
 
     Args:
         x: float32 (n, d), from `features`.
         task: The task.
-        solver: A name in `probes.SOLVERS`.
+        solver: "senteval" or "lbfgs".
         seed: Of folds and classifier.
-        folds: Of the outer and the inner cross-validation.
+        folds: Of the outer and the inner cross-validation, 2 or more.
 
     Returns:
-        One row a tested sentence: index (its position in the task), fold, label, predicted, l2 and dev_accuracy (of its fold's choice).
+        One row a tested sentence: index (its position in the task), fold, label, predicted, l2 and
+        dev_accuracy (of its fold's choice).
 
     Raises:
-        ValueError: Unknown solver, x and the task differ in length, or too few sentences for two folds.
+        ValueError: Unknown solver, fewer than two folds, x and the task differ in length, too few
+            sentences for two folds, or a fold with a single class to learn from.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")
+    _check_settings([solver], folds)
     if len(x) != len(task):
         raise ValueError(f"{task.name} has {len(task)} sentences and x {len(x)} rows")
-    y, split, order = task.label, np.asarray(task.split), senteval_order(task)
+    split = np.asarray(task.split)
+    order = senteval_order(task)
     part = {name: order[split[order] == name] for name in task.sizes}
-
-    def fit(problems: list[ProbeTask]) -> LinearProbes:
-        return SOLVERS[solver](x, y, problems, classes=len(task.label_names), seed=seed)
-
     if "dev" in part:
-        fits, tests = fit([ProbeTask(part["train"], part["dev"], GRID[solver])]), [part["test"]]
-        chosen = [_best(fits.dev, solver)]
-        predicted = [fits.predict(x[part["test"]], 0, GRID[solver].index(chosen[0][0]))]
+        outer = [(part["train"], part["test"])]
+        inner = [[(part["train"], part["dev"])]]
     else:
-        outer = (
-            [(part["train"], part["test"])]
-            if "test" in part
-            else _folds(part["all"], y, folds, seed)
-        )
-        inner = [_folds(train, y, folds, seed) for train, _ in outer]
-        fits = fit([ProbeTask(train, dev, GRID[solver]) for cut in inner for train, dev in cut])
-        ends = np.cumsum([0, *map(len, inner)])
-        chosen = [_best(fits.dev[first:last], solver) for first, last in pairwise(ends)]
-        fits = fit(
-            [
-                ProbeTask(train, None, (l2,))
-                for (train, _), (l2, _) in zip(outer, chosen, strict=True)
-            ]
-        )
-        tests = [test for _, test in outer]
-        predicted = [fits.predict(x[test], fold) for fold, test in enumerate(tests)]
-    found = [
-        pd.DataFrame(
-            {
-                "index": test,
-                "fold": fold,
-                "label": y[test],
-                "predicted": guess,
-                "l2": l2,
-                "dev_accuracy": dev,
-            }
-        )
-        for fold, (test, guess, (l2, dev)) in enumerate(zip(tests, predicted, chosen, strict=True))
-    ]
+        outer = [(part["train"], part["test"])] if "test" in part else None
+        outer = outer or _folds(part["all"], task, folds, seed)
+        inner = [_folds(train, task, folds, seed) for train, _ in outer]
+    for train, _ in (pair for pairs in (outer, *inner) for pair in pairs):
+        if len(held := np.unique(task.label[train])) < 2:
+            only = task.label_names[held[0]]
+            raise ValueError(
+                f"{task.name}: the training sentences of a fold are all of class {only!r}; "
+                "take more sentences of the other classes, or fewer folds"
+            )
+    choose = _senteval if solver == "senteval" else _lbfgs
+    found = []
+    chosen = choose(x, task, outer, inner, seed)
+    for fold, ((_, test), (guess, l2, dev)) in enumerate(zip(outer, chosen, strict=True)):
+        columns = {"index": test, "fold": fold, "label": task.label[test], "predicted": guess}
+        found.append(pd.DataFrame(columns | {"l2": l2, "dev_accuracy": dev}))
     return pd.concat(found, ignore_index=True)
+
+
+def _senteval(x: np.ndarray, task: Labelled, outer: Splits, inner: list[Splits], seed: int) -> list:
+    """For each outer fold the predictions, the chosen l2 and its dev accuracy; all folds at once."""
+    classes = {"classes": len(task.label_names), "seed": seed}
+    grid = GRID["senteval"]
+    problems = [ProbeTask(train, dev, grid) for splits in inner for train, dev in splits]
+    probes = fit_senteval(x, task.label, problems, **classes)
+    ends = np.cumsum([0, *map(len, inner)])
+    best = [_best(probes.dev[first:last].mean(axis=0)) for first, last in pairwise(ends)]
+    chosen = [(grid[at], accuracy) for at, accuracy in best]
+    if "dev" in task.sizes:  # SentEval tests the very classifier that the dev sentences chose
+        guesses = [probes.predict(x[test], 0, best[0][0]) for _, test in outer]
+    else:
+        problems = [
+            ProbeTask(train, None, (l2,)) for (train, _), (l2, _) in zip(outer, chosen, strict=True)
+        ]
+        probes = fit_senteval(x, task.label, problems, **classes)
+        guesses = [probes.predict(x[test], fold) for fold, (_, test) in enumerate(outer)]
+    return [(guess, *choice) for guess, choice in zip(guesses, chosen, strict=True)]
+
+
+def _lbfgs(x: np.ndarray, task: Labelled, outer: Splits, inner: list[Splits], seed: int) -> list:
+    """As `_senteval`, by scikit-learn's grid search; its solution is unique, so the seed is unused."""
+    x = np.ascontiguousarray(x, np.float32)
+    y = task.label
+    chosen = []
+    # Threads are enough (the work is BLAS, which leaves Python's lock alone), each on one core.
+    with threadpool_limits(1), parallel_config("threading", n_jobs=torch.get_num_threads()):
+        for (train, test), splits in zip(outer, inner, strict=True):
+            strengths = {"meanlogisticregression__l2": GRID["lbfgs"]}
+            search = GridSearchCV(lbfgs_probe(), strengths, cv=splits, refit=False).fit(x, y)
+            at, accuracy = _best(search.cv_results_["mean_test_score"])
+            l2 = GRID["lbfgs"][at]
+            guess = lbfgs_probe(l2).fit(x[train], y[train]).predict(x[test])
+            chosen.append((guess, l2, accuracy))
+    return chosen
 
 
 def learning_curve(
@@ -216,15 +243,13 @@ def learning_curve(
         sizes: How many training sentences; those beyond the training set become all of it.
         seeds: Of the choice of training sentences, which keeps the proportions of the classes.
         folds: Inside the training sentences, to choose the strength of regularisation.
-        solver: A name in `probes.SOLVERS`.
+        solver: A name in `probes.GRID`.
 
     Returns:
         One row a size and seed: task, size, seed, accuracy (x 100), n_test, origin, text_form.
 
     Raises:
         ValueError: As in `classify`.
-
-    Built in notebook 05.
     """
     split = np.asarray(task.split)
     if reported_split(task) == "test":
@@ -238,17 +263,7 @@ def learning_curve(
             train = pool[stratified(task.label[pool], size, seed)]
             marks = tuple(["train"] * len(train) + ["test"] * len(test))
             at = np.concatenate([train, test])
-            part = task.take(at.tolist())
-            part = Labelled(
-                part.name,
-                part.text,
-                part.text2,
-                part.label,
-                marks,
-                part.label_names,
-                part.origin,
-                part.text_form,
-            )
+            part = replace(task.take(at.tolist()), split=marks)
             row = score(x[at], part, solver=solver, seed=seed, folds=folds)
             rows.append(
                 {
@@ -268,17 +283,19 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
         by: What the lines of the table differ in.
 
     Returns:
-        Index `by`, a column for each task: the mean over seeds; `avg`, the mean of the seven, only where there are all seven.
+        Index `by`, a column for each task (the mean over seeds), own tasks last; `avg`, the mean of the
+        paper's seven, only where there are all seven.
 
     Raises:
         ValueError: Rows of different sets or forms of text would stand in one column.
     """
-    require_comparable(rows, "task")
+    require_comparable(rows, "task", shown=by)
     table = rows.pivot_table(index=list(by), columns="task", values="accuracy", sort=False)
-    table = table[[task for task in TRANSFER_TASKS if task in table]]
-    table["avg"] = (
-        table.mean(axis=1, skipna=False) if table.shape[1] == len(TRANSFER_TASKS) else np.nan
-    )
+    known = [task for task in TRANSFER_TASKS if task in table]
+    own = [task for task in table if task not in TRANSFER_TASKS]
+    average = table[known].mean(axis=1, skipna=False)
+    table = table[[*known, *own]]
+    table["avg"] = average if len(known) == len(TRANSFER_TASKS) else np.nan
     return table
 
 
@@ -295,10 +312,8 @@ def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.Dat
 
     Raises:
         ValueError: Rows of different sets, forms of text or sizes would be averaged.
-
-    Built in notebook 05.
     """
-    require_comparable(rows, "task")
+    require_comparable(rows, "task", shown=by)
     groups = rows.groupby(list(by), sort=False)
     if (mixed := groups["n_test"].nunique() > 1).any():
         raise ValueError(
@@ -327,24 +342,30 @@ def senteval_order(task: Labelled) -> np.ndarray:
     return np.array(sorted(range(len(task)), key=keys.__getitem__))
 
 
-def _folds(
-    rows: np.ndarray, y: np.ndarray, folds: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified folds of these rows: [(rows to train on, rows to test on)]; fewer where no class has as many sentences."""
-    count = min(folds, int(np.bincount(y[rows]).max()))
+def _check_settings(solvers: Sequence[str], folds: int) -> None:
+    if wrong := [solver for solver in solvers if solver not in GRID]:
+        raise ValueError(f"unknown solver {wrong[0]!r}; allowed: {', '.join(GRID)}")
+    if folds < 2:
+        raise ValueError(f"cross-validation needs 2 folds or more, got {folds}")
+
+
+def _folds(positions: np.ndarray, task: Labelled, folds: int, seed: int) -> Splits:
+    """Stratified folds of some sentences; fewer where no class has as many sentences."""
+    y = task.label[positions]
+    count = min(folds, int(np.bincount(y).max()))
     if count < 2:
         raise ValueError(
-            f"{len(rows)} sentences with {count} in the largest class cannot be cut into folds; take more"
+            f"{task.name}: {len(y)} sentences with {count} in the largest class cannot be cut into "
+            "folds; take more"
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="The least populated class"
-        )  # ABBR is rare; SentEval cuts all the same
-        cut = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, y[rows])
-        return [(rows[train], rows[test]) for train, test in cut]
+        # TREC's class ABBR is rare; SentEval cuts all the same.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        cut = StratifiedKFold(count, shuffle=True, random_state=seed).split(positions, y)
+        return [(positions[train], positions[test]) for train, test in cut]
 
 
-def _best(dev: np.ndarray, solver: str) -> tuple[float, float]:
-    """The strength with the best mean accuracy over inner folds (P, G), rounded as SentEval rounds it; of equals the first."""
-    means = np.round(100 * dev.mean(axis=0), 2)
-    return GRID[solver][int(np.argmax(means))], float(means.max() / 100)
+def _best(accuracies: np.ndarray) -> tuple[int, float]:
+    """The best of the mean accuracies (G,), rounded as SentEval does; of equals the first."""
+    rounded = np.round(100 * accuracies, 2)
+    return int(np.argmax(rounded)), float(rounded.max() / 100)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -24,6 +25,9 @@ SAME = (
     "text_form",
     "aggregation",
 )
+
+
+_COMPARED = {"origin": None, "text_form": "task", "weight_origin": "model", "dtype": "model"}
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -105,45 +109,35 @@ def _alike(row: dict, name: str) -> str:
     )
 
 
-def require_comparable(frame: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
-    """Refuses to show scores of different sets, text forms or weights as if they could be compared. Tables and plots call it.
+def require_comparable(
+    frame: pd.DataFrame, column: str | None = None, *, shown: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Refuse to show scores as comparable that are not. Tables and plots call it.
+
+    In one column of a table there is one origin, one text form a task (SentEval's SICK keeps its
+    upper case, the other sets do not), and one weight origin and one dtype a model.
 
     Args:
-        frame: rows of scores; of ``origin``, ``text_form`` and ``weight_origin``, those that it has are looked at.
-        column: the field whose values become separate columns; None: all rows stand in one. In one column there is one origin, one
-            text form a task (SentEval's SICK keeps its upper case, the other sets do not) and one weight origin a model.
+        frame: Records of scores; those of the four fields that it has are checked.
+        column: The field whose values become separate columns; None: all stand in one.
+        shown: Fields that the table shows beside each score, which may therefore differ.
 
     Returns:
         The frame itself.
 
     Raises:
-        ValueError: one of them is mixed; names the values.
+        ValueError: A field is mixed; its values are named.
     """
-    for field, within in (
-        ("origin", None),
-        ("origin", "task"),
-        ("text_form", "task"),
-        ("weight_origin", "model"),
-    ):
-        by = [
-            name
-            for name in (column, within)
-            if name is not None and (name == column or name in frame.columns)
-        ]
-        for where, values in (
-            frame.groupby(by, dropna=False, sort=False)[field]
-            if by and field in frame.columns
-            else [((), frame.get(field, []))]
-        ):
-            kinds = {str(one) for one in values}
-            if within is None:  # different files of one's own are different tasks
-                kinds = {one.partition(":")[0] for one in kinds}
-            if len(kinds := sorted(kinds)) > 1:
-                place = (
-                    " and ".join(f"{name} {one!r}" for name, one in zip(by, where, strict=True))
-                    or "one column"
-                )
+    for field, within in _COMPARED.items():
+        if field not in frame or field in (*shown, column):
+            continue
+        by = [name for name in (column, within) if name is not None and name in frame]
+        groups = frame.groupby(by, dropna=False, sort=False)[field] if by else [((), frame[field])]
+        for where, values in groups:
+            if len(kinds := sorted(set(map(str, values)))) > 1:
+                places = [f"{name} {one!r}" for name, one in zip(by, where, strict=True)]
                 raise ValueError(
-                    f"{field} is mixed within {place}: {', '.join(kinds)}; show them in separate columns, or leave one out"
+                    f"{field} is mixed within {' and '.join(places) or 'one column'}: "
+                    f"{', '.join(kinds)}; show them in separate columns, or leave one out"
                 )
     return frame

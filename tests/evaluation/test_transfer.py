@@ -1,15 +1,14 @@
 """Transfer: SentEval's classifier to the number, scikit-learn's nested cross-validation, no leak, a killed run that goes on."""
 
 import random
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -146,61 +145,77 @@ def test_equals_a_plain_scikit_learn_nested_cross_validation():
 # --- leakage
 
 
-def leaky(x, y, problems, *, classes, seed):
-    """`fit_lbfgs` with one mistake: the scaler has seen all rows."""
-    scaler = StandardScaler().fit(x)
-    fits = probes.fit_lbfgs(scaler.transform(x), y, problems, classes=classes, seed=seed)
-    weight = fits.weight / scaler.scale_[:, None]
-    return probes.LinearProbes(
-        weight, fits.bias - np.einsum("d,pgdc->pgc", scaler.mean_, weight), fits.dev
-    )
-
-
 def sees_outside(solver) -> bool:
-    """Whether a classifier changes when rows that it may not see do."""
-    task, x = toy(120)
+    """Whether a probe changes when the features of sentences do that it may not see."""
+    task, x = toy(120, split=("train",) * 90 + ("test",) * 30, apart=0.3)
     changed = x.copy()
     changed[100:] = changed[100:] * 1000 + 77
-    problem = [ProbeTask(np.arange(80), np.arange(80, 100), (1e-3, 1e-1))]
-    before, after = (solver(one, task.label, problem, classes=2, seed=1) for one in (x, changed))
-    return not np.array_equal(before.dev, after.dev) or not np.allclose(
-        before.weight, after.weight, rtol=1e-9, atol=0
-    )
+    before, after = (transfer.classify(one, task, solver=solver, folds=3) for one in (x, changed))
+    same = before["index"] < 100
+    columns = ["predicted", "l2", "dev_accuracy"]
+    return not before.loc[same, columns].equals(after.loc[same, columns])
 
 
-def test_nothing_outside_a_fold_is_seen():
-    assert not sees_outside(probes.fit_lbfgs) and not sees_outside(probes.fit_senteval)
-    assert sees_outside(leaky), "scaling outside the fold must be noticed"
+@pytest.mark.parametrize("solver", ["lbfgs", "senteval"])
+def test_nothing_outside_a_fold_is_seen(solver):
+    assert not sees_outside(solver)
+
+
+def test_a_scaler_that_sees_the_test_set_is_noticed(monkeypatch):
+    """The features reach the probe as scaled by everything, which the test above must tell."""
+    classify = transfer.classify
+
+    def leaky(x, task, **options):
+        return classify(StandardScaler().fit_transform(x) ** 3, task, **options)
+
+    monkeypatch.setattr(transfer, "classify", leaky)
+    assert sees_outside("lbfgs")
+
+
+class Recorder(BaseEstimator, TransformerMixin):
+    """Passes features on, and keeps which sentences (first column) were fitted and which tested."""
+
+    seen: ClassVar[list] = []
+
+    def fit(self, x, y=None):
+        self.fitted_ = set(x[:, 0])
+        return self
+
+    def fit_transform(self, x, y=None):
+        return self.fit(x).rest(x)
+
+    def transform(self, x):
+        self.seen.append((self.fitted_, set(x[:, 0])))
+        return self.rest(x)
+
+    def rest(self, x):
+        return x[:, 1:]
 
 
 @pytest.mark.parametrize("split", ["all", "train test", "train dev test"])
 def test_what_is_tested_was_never_trained_on(monkeypatch, split):
     names = split.split()
     task, x = toy(120, split=tuple(names[i % len(names)] for i in range(120)))
-    asked = []
-
-    def spy(x, y, problems, *, classes, seed):
-        asked.append(problems)
-        return probes.fit_lbfgs(x, y, problems, classes=classes, seed=seed)
-
-    monkeypatch.setitem(probes.SOLVERS, "lbfgs", spy)
+    x = np.column_stack([np.arange(120), x])
+    monkeypatch.setattr(Recorder, "seen", [])
+    monkeypatch.setattr(
+        transfer,
+        "lbfgs_probe",
+        lambda l2=1.0: make_pipeline(Recorder(), probes.MeanLogisticRegression(l2)),
+    )
     found = transfer.classify(x, task, solver="lbfgs", folds=4)
     tested = [set(rows) for _, rows in found.groupby("fold")["index"]]
-    assert set.union(*tested) == {i for i in range(120) if task.split[i] == names[-1]} and len(
-        found
-    ) == len(set(found["index"]))
-    inner, final = asked[0], asked[-1]
-    assert [len(problems) for problems in asked] == {1: [16, 4], 2: [4, 1], 3: [1]}[len(names)]
-    for problem in inner:
-        assert not set(problem.train) & set(problem.dev)
-    for fold, test in enumerate(tested):
-        mine = inner[4 * fold : 4 * fold + 4] if len(names) == 1 else inner
-        for problem in [*mine, final[fold]]:
-            assert not test & (
-                set(problem.train) | set(problem.dev if problem.dev is not None else [])
-            )
-    if len(names) == 3:
-        assert {task.split[i] for i in inner[0].dev} == {"dev"}
+    assert set.union(*tested) == {i for i in range(120) if task.split[i] == names[-1]}
+    assert len(found) == len(set(found["index"]))
+    each = len(GRID["lbfgs"]) * (1 if len(names) == 3 else 4) + 1
+    assert len(Recorder.seen) == each * len(tested)
+    for fold, mine in enumerate(tested):
+        *inner, last = Recorder.seen[each * fold : each * (fold + 1)]
+        assert last[1] == mine and not last[0] & mine
+        for fitted, asked in inner:
+            assert not fitted & asked and not mine & (fitted | asked)
+            if len(names) == 3:
+                assert {task.split[int(i)] for i in asked} == {"dev"}
 
 
 # --- features, tables, curves
@@ -251,6 +266,46 @@ def test_wrong_input_says_what_is_allowed():
         transfer.classify(x[1:], task)
     with pytest.raises(ValueError, match="cannot be cut into folds"):
         transfer.score(x[:2], task.take([int(np.argmin(task.label)), int(np.argmax(task.label))]))
+
+
+def test_settings_are_checked_before_anything_is_encoded():
+    def never(sentences):
+        raise AssertionError("encoded")
+
+    task, _ = toy(30)
+    with pytest.raises(ValueError, match="2 folds or more, got 1"):
+        transfer.evaluate_transfer(never, task, folds=1)
+    with pytest.raises(ValueError, match="unknown transfer task 'sst5'"):
+        transfer.evaluate_transfer(never, [task, "sst5"])
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "senteval"])
+def test_a_class_that_is_missing_from_a_fold_is_named(solver):
+    task, x = toy(12)
+    task = replace(task, label=np.array([0] * 11 + [1]), label_names=("common", "rare"))
+    with pytest.raises(ValueError, match="fold are all of class 'common'"):
+        transfer.classify(x, task, solver=solver, folds=3)
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    task, x = toy(40)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    transfer.classify(x, task, solver="senteval", folds=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_own_task_has_its_column():
+    rows = pd.concat(
+        [
+            pd.DataFrame({"task": [name], "solver": "lbfgs", "accuracy": 80.0})
+            for name in (*transfer.TRANSFER_TASKS, "mine")
+        ]
+    )
+    table = transfer.summarise(rows.assign(accuracy=[*range(7), 100.0]))
+    assert table.columns.tolist() == [*transfer.TRANSFER_TASKS, "mine", "avg"]
+    assert table.loc["lbfgs", "mine"] == 100
+    assert table.loc["lbfgs", "avg"] == 3, "of the paper's seven only"
 
 
 def test_rows_and_their_table():
@@ -368,36 +423,35 @@ def table(folder):
     )
 
 
-def test_three_kills_then_the_same_table_and_nothing_encoded_twice(tmp_path, monkeypatch, capsys):
-    for name in ("killed", "whole"):
+def test_an_interrupted_command_goes_on_and_encodes_nothing_twice(tmp_path, monkeypatch, capsys):
+    class Stop(BaseException):
+        """Ends a run as a kill does, past every handler."""
+
+    for name in ("broken", "whole"):
         tiny.save_tiny("llama", tmp_path / name / "tiny")
-    chance, finished, encoded = random.Random(4), 0, []
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    for lines in (
-        1,
-        3,
-        8,
-    ):  # in the first classifier, among the first rows, after the second prompt was encoded
-        command = [sys.executable, "-m", "prompteol_utils", *arguments(tmp_path / "killed")]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        read = [process.stdout.readline() for _ in range(lines)]
-        encoded += [line for line in read if "encoded" in line]
-        time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        finished += process.wait() == 0
-    assert finished == 0, "every kill met a run at work"
-    assert " 0 of" not in encoded[0] and " 0 of" in encoded[1], encoded
-    assert main.main(arguments(tmp_path / "killed")) == 0
+    append, left = results.Store.append, []
+
+    def stopping(self, *rows):
+        if not left:
+            raise Stop
+        left.pop()
+        append(self, *rows)
+
+    for finished in (0, 2, 5):
+        left[:] = [None] * finished
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(results.Store, "append", stopping)
+            main.main(arguments(tmp_path / "broken"))
+    encoded = [line for line in capsys.readouterr().out.splitlines() if "encoded" in line]
+    assert " 0 of" not in encoded[0] and all(" 0 of" in line for line in encoded[1:3]), encoded
+    assert main.main(arguments(tmp_path / "broken")) == 0
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "other"))
     assert main.main(arguments(tmp_path / "whole")) == 0
-    assert (
-        table(tmp_path / "killed") == table(tmp_path / "whole")
-        and table(tmp_path / "whole").count('"cr"') == 12
-    )
+    assert table(tmp_path / "broken") == table(tmp_path / "whole")
+    assert table(tmp_path / "whole").count('"cr"') == 12
     assert "seed_std" in capsys.readouterr().out
     assert main.main(arguments(tmp_path / "whole")) == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert capsys.readouterr().out.count("found in") == 2
     assert main.main([*arguments(tmp_path / "whole"), "--folds", "2", "--seeds", "1"]) == 0
-    assert capsys.readouterr().out.count(": 0 of") == 2, "a second classifier run encodes nothing"
+    assert capsys.readouterr().out.count(": 0 of") == 2, "a second probe encodes nothing"
