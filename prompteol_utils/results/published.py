@@ -120,7 +120,8 @@ def require_comparable(
     Args:
         frame: Records of scores; those of the four fields that it has are checked.
         column: The field whose values become separate columns; None: all stand in one.
-        shown: Fields that the table shows beside each score, which may therefore differ.
+        shown: Fields that the table shows beside each score, which may therefore differ;
+            "precision" stands for dtype and quantization.
 
     Returns:
         The frame itself.
@@ -128,8 +129,9 @@ def require_comparable(
     Raises:
         ValueError: A field is mixed; its values are named.
     """
+    visible = {column, *shown} | ({"dtype"} if "precision" in shown else set())
     for field, within in _COMPARED.items():
-        if field not in frame or field in (*shown, column):
+        if field not in frame or field in visible:
             continue
         by = [name for name in (column, within) if name is not None and name in frame]
         groups = frame.groupby(by, dropna=False, sort=False)[field] if by else [((), frame[field])]

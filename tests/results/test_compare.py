@@ -96,6 +96,7 @@ def test_unknown_paper_table_names_the_known_ones():
         ("origin", "mini", "one column"),
         ("text_form", "natural", "task 'stsb'"),
         ("weight_origin", "gguf", "model 'opt-125m'"),
+        ("dtype", "bfloat16", "model 'opt-125m'"),
     ],
 )
 def test_one_origin_refuses_a_mixture(field, other, place):
@@ -103,6 +104,7 @@ def test_one_origin_refuses_a_mixture(field, other, place):
     with pytest.raises(ValueError, match=f"{field} is mixed within {place}: .*{other}"):
         results.require_comparable(frame)
     assert results.require_comparable(frame, "prompt") is frame
+    assert results.require_comparable(frame, shown=[field]) is frame
     with pytest.raises(ValueError, match=f"{field} is mixed within split 'test'"):
         results.require_comparable(frame, "split")
     with pytest.raises(ValueError, match=f"{field} is mixed within one column"):
