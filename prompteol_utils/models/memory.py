@@ -124,8 +124,8 @@ def estimate_memory(
         spec: A registry entry (or one from `loading.find_spec`), or a shape.
         bits: Of a stored weight: 32, 16, 8 or 4. Embeddings are never quantised.
         batch_tokens: Tokens in one batch, padding included.
-        training: QLoRA on top: rank 64 on every matrix, AdamW in fp32, and all activations of a
-            batch kept for the backward pass.
+        training: LoRA on top: rank 64 on every matrix, its weights and AdamW in fp32, and what
+            autograd keeps of a batch (a chunk, with cached gradients) for the backward pass.
         compute_bits: Of a number while it is computed with, where `bits` is 4 or 8: 16 on a GPU,
             32 on a CPU. None: 16.
         device: "cpu" or "cuda". None: a CPU where it computes in 32 bits.
@@ -152,19 +152,41 @@ def estimate_memory(
     queries = shape.heads * shape.head_dim
     keys = shape.kv_heads * shape.head_dim
     mlp = (3 if shape.gated_mlp else 2) * shape.ffn
-    if training:
-        kept = shape.layers * (4 * shape.hidden + 3 * queries + 2 * keys + mlp)
-        return Estimate(weights, round(batch_tokens * kept * compute), 16 * lora_weights(shape))
     # Numbers a token at the widest moment of a layer: word embedding, the layer's input, the sum
     # after its attention and what was normed are all still there (counted tensor by tensor on the
     # 135M model: 3 % more than this).
     widest = 4 * shape.hidden + max(2 * queries + 2 * keys, mlp)
     widest_matrix = shape.hidden * max(shape.ffn, queries)
     dequantised = widest_matrix * compute if bits < 16 else 0
-    packed = matrices * 4 if bits == 32 and matrices * 4 <= PACKED_BYTES else 0
     cpu = device == "cpu" if device else compute == 4
+    if training:
+        kept = batch_tokens * _kept_per_token(shape, compute, mask=4 if cpu else 1)
+        cast = lora_weights(shape) * compute if compute < 4 else 0  # autocast's 16-bit copies
+        return Estimate(weights, round(kept + cast + dequantised), 16 * lora_weights(shape))
+    packed = matrices * 4 if bits == 32 and matrices * 4 <= PACKED_BYTES else 0
     batch = batch_tokens * widest * compute * (KEPT if cpu else 1) + (WORKSPACE if cpu else 0)
     return Estimate(weights, round(batch + dequantised + packed))
+
+
+def _kept_per_token(shape: Shape, compute: float, mask: int) -> float:
+    """Bytes a token that autograd keeps, as `saved_tensors_hooks` counts them.
+
+    Args:
+        shape: The model's numbers.
+        compute: Bytes of a number in the forward pass (autocast's 2, or 4).
+        mask: Bytes of an entry of a dropout mask: 4 on a CPU, 1 on a GPU.
+    """
+    queries = shape.heads * shape.head_dim
+    modules = 7 if shape.gated_mlp else 6
+    inputs = (modules - 2) * shape.hidden + queries + shape.ffn  # of all LoRA modules
+    kept = inputs * (mask + compute)  # dropout's mask, and what it lets through
+    kept += modules * LORA_RANK * compute
+    kept += 4 * queries * compute + 4 * shape.heads  # q, k, v, output; softmax's normaliser
+    if shape.gated_mlp:  # gate, its activation, up; RMSNorm keeps its input in fp32
+        kept += 3 * shape.ffn * compute + 2 * shape.hidden * 4
+    else:  # the activation; LayerNorm's input; two dropouts on the residual stream (OPT's)
+        kept += shape.ffn * compute + 2 * shape.hidden * (compute + min(mask, compute))
+    return shape.layers * kept
 
 
 def lora_weights(shape: Shape, rank: int = LORA_RANK) -> int:

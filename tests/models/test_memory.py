@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from prompteol_utils.models import MODELS, load_model, memory, save_tiny, tiny_model
+from prompteol_utils.models import MODELS, adapters, load_model, memory, save_tiny, tiny_model
 from prompteol_utils.models.tiny import ARCHITECTURES
 from prompteol_utils.utils import devices
 
@@ -67,6 +67,65 @@ def test_known_sizes():
     assert more.activations == pytest.approx(4 * sizes[16].activations)
     training = memory.estimate_memory(spec, bits=4, batch_tokens=1024, training=True)
     assert training.training > 0 and training.activations > sizes[4].activations
+
+
+def kept_for_backward(model, tokens, autocast):
+    """Bytes that autograd keeps of one forward pass, parameters aside."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0  # padding
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        states = model.get_base_model().base_model(
+            input_ids=tokens, attention_mask=mask, use_cache=False
+        )
+        total = states.last_hidden_state.sum()
+    assert total.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4"])
+def test_training_keeps_what_is_estimated(architecture, precision, tmp_path):
+    """LoRA of rank 64 in fp32 with dropout, 16-bit bases under autocast, as `finetune` trains."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 6}
+    if architecture == "opt":
+        sizes |= {"ffn_dim": 1024, "word_embed_proj_dim": 256}
+    else:
+        sizes |= {"intermediate_size": 704, "num_key_value_heads": 4}
+    folder = save_tiny(architecture, tmp_path, **sizes)
+    loaded = load_model(
+        str(folder),
+        dtype="float32" if precision == "float32" else "bfloat16",
+        quantization="nf4" if precision == "nf4" else None,
+    )
+    options = {"rank": memory.LORA_RANK, "alpha": 16, "dropout": 0.05}
+    tuned = adapters.add_lora(loaded.model, **options).train()
+    for weight in tuned.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    tokens = torch.randint(3, 400, (16, 48))
+    bits = {"float32": 32, "bfloat16": 16, "nf4": 4}[precision]
+    estimate = memory.estimate_memory(
+        memory.shape_of(loaded.model.config),
+        bits=bits,
+        batch_tokens=tokens.numel(),
+        training=True,
+        device="cpu",
+    )
+    measured = kept_for_backward(tuned, tokens, autocast=bits != 32)
+    print(f"{architecture} {precision}: {estimate.activations / measured:.3f}")
+    assert estimate.activations == pytest.approx(measured, rel=0.15)
 
 
 def test_lora_matrices_are_counted():
