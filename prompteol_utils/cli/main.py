@@ -10,7 +10,7 @@ from prompteol_utils import __version__
 from prompteol_utils.cli.options import HelpFormatter
 
 # Each has add_commands(subcommand), and imports what is heavy inside its functions.
-COMMAND_MODULES = ("encode", "evaluate", "demonstrations", "finetune", "experiments")
+COMMAND_MODULES = ("encode", "evaluate", "demonstrations", "finetune", "experiments", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
