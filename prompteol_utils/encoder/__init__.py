@@ -1,4 +1,4 @@
-"""Sentence to embedding: prompts, tokenization, backbone, packing, batching, baselines."""
+"""Sentence to embedding: tokenization, backbone, packing, batching, baselines, files."""
 
 from prompteol_utils._lazy import attach
 
@@ -7,14 +7,14 @@ __getattr__, __dir__, __all__ = attach(
     {
         "backbone": [
             "Backbone",
-            "find_body",
+            "find_backbone",
             "is_causal",
             "has_plain_cache",
             "probe_packing_support",
         ],
         "baselines": ["reference", "paper_loop", "next_words"],
         "encode_file": ["check_target"],
-        "encoder": ["BadSentenceError", "Encoder"],
-        "tokenization": ["token_ids"],
+        "encoder": ["Encoder"],
+        "tokenization": ["BadSentenceError", "token_ids"],
     },
 )

@@ -1,36 +1,67 @@
-"""Changes to a model that last while a batch needs them: threads share a model, so the first makes a change and the last takes it back."""
+"""Temporary changes to a shared model: the first thread applies them, the last undoes them."""
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
-_lock = threading.Lock()
-_users: dict[
-    Hashable, tuple[int, Callable[[], None]]
-] = {}  # what is changed -> how many need it so, and how to change it back
+_lock = threading.RLock()
+_active: dict[Hashable, tuple[set, list[Callable[[], None]]]] = {}  # key -> its owners, its undos
 
 
 @contextmanager
-def patched(changes: Mapping[Hashable, Callable[[], Callable[[], None]]]) -> Iterator[None]:
-    """Make changes for as long as the context lasts, in whichever thread.
+def patched(changes: Mapping[Hashable, Callable[[list], None]]) -> Iterator[None]:
+    """Apply changes for the duration of the context, in whichever thread.
+
+    A KeyboardInterrupt at any point leaves no change behind.
 
     Args:
-        changes: A name of what is changed, alike for all who change it so, to a function that changes it and returns how to change it
-            back.
+        changes: From a key, equal for everyone who makes the same change, to a function that makes
+            it. The function gets a list, and appends to it how to undo each step *before* it takes
+            the step. An undo may run twice, and may run although its step was never taken.
     """
-    made = []
+    owner = object()
     try:
         with _lock:
-            for key, change in changes.items():
-                count, undo = _users.get(key) or (0, change())
-                _users[key] = count + 1, undo
-                made.append(key)
+            try:
+                _acquire(owner, changes)
+            except BaseException:  # before another thread can see a change that is half made
+                _release(owner, changes)
+                raise
         yield
     finally:
-        with _lock:
-            for key in reversed(made):
-                count, undo = _users.pop(key)
-                if count > 1:
-                    _users[key] = count - 1, undo
-                else:
-                    undo()
+        try:
+            _release(owner, changes)
+        except BaseException:  # Ctrl-C while undoing: once more, since every step can be repeated
+            _release(owner, changes)
+            raise
+
+
+def _acquire(owner: object, changes: Mapping) -> None:
+    for key, change in changes.items():
+        if key in _active:
+            _active[key][0].add(owner)
+            continue
+        undos: list[Callable[[], None]] = []
+        _active[key] = ({owner}, undos)
+        change(undos)
+
+
+def _release(owner: object, changes: Mapping) -> None:
+    with _lock:
+        try:
+            _drop(owner, changes)
+        except BaseException:
+            _drop(owner, changes)
+            raise
+
+
+def _drop(owner: object, changes: Mapping) -> None:
+    for key in reversed(changes):
+        owners, undos = _active.get(key, ((), ()))
+        if owner not in owners:
+            continue
+        if len(owners) == 1:
+            for undo in reversed(undos):
+                undo()
+            del _active[key]
+        owners.discard(owner)

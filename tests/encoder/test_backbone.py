@@ -18,27 +18,31 @@ SENTENCES = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_which_models_are_packed(architecture):
     forward, both_ways = Backbone(tiny_model(architecture).model), ("bert", "roberta", "t5")
-    assert forward.supports_packing == forward.ends == (architecture not in (*both_ways, "lfm2"))
+    assert (
+        forward.supports_packing
+        == forward.last_token_only
+        == (architecture not in (*both_ways, "lfm2"))
+    )
     assert forward.causal == (architecture not in both_ways)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
 def test_a_model_that_packing_gets_wrong_is_padded(monkeypatch, architecture):
-    mask = packing._mask
-    monkeypatch.setattr(packing, "_mask", lambda **options: torch.ones_like(mask(**options)))
+    bias = packing._bias
+    monkeypatch.setattr(packing, "_bias", lambda *args: torch.zeros_like(bias(*args)))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
-    assert not encoder._forward.supports_packing
+    assert not encoder.backbone.supports_packing
     assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
 def test_a_model_whose_last_layer_cannot_be_cut_runs_it_whole(monkeypatch, architecture):
-    ends = packing._ends
-    monkeypatch.setattr(packing, "_ends", lambda lengths: ends(lengths[::-1]))
+    last = packing.last_positions
+    monkeypatch.setattr(packing, "last_positions", lambda lengths: last(lengths[::-1]))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
-    assert encoder._forward.supports_packing and not encoder._forward.ends
+    assert encoder.backbone.supports_packing and not encoder.backbone.last_token_only
     assert abs(encoder.encode(SENTENCES) - reference(loaded, "prompteol", SENTENCES)).max() < 1e-3
 
 
@@ -94,4 +98,4 @@ def test_trained_weights_are_noticed():
 
 def test_module_names_the_body_below_head_and_adapter():
     loaded = tiny_model("llama")
-    assert backbone.find_body(loaded.model) is loaded.model.model
+    assert backbone.find_backbone(loaded.model) is loaded.model.model

@@ -1,38 +1,36 @@
-"""A file of vectors grows chunk by chunk: whatever cuts a run off, the next one goes on, to the bytes of an unbroken run."""
+"""A file of vectors grows chunk by chunk: whatever ends a run, the next one resumes it."""
 
-import json
 import os
-import random
 import tracemalloc
 
 import numpy as np
 import pytest
-from kills import kill_at
 
-from prompteol_utils.cli.main import main
 from prompteol_utils.data import SentenceFileError
-from prompteol_utils.encoder import BadSentenceError
-from prompteol_utils.encoder.encode_file import encode_file
-from prompteol_utils.models import save_tiny
+from prompteol_utils.encoder import BadSentenceError, Encoder, encode_file
+from prompteol_utils.models import tiny_model
 from prompteol_utils.utils import files
-
-HEADER = 128  # bytes of a .npy file before its first number
 
 
 class Fake:
-    """Vectors that name their sentence and its place in the chunk; `fail` is a chunk in which the process dies."""
+    """Vectors that name their sentence and its place in the chunk.
+
+    Args:
+        key: Of the model.
+        dimension: Of the vectors.
+        fail: The chunk in which the process dies.
+        bad: A sentence that is refused.
+    """
 
     def __init__(self, key: str = "a", dimension: int = 2, fail: int = -1, bad: str = ""):
-        self.key, self.dimension, self.fail, self.bad, self.seen = (
-            {"model": key},
-            dimension,
-            fail,
-            bad,
-            [],
-        )
+        self.key = {"model": key}
+        self.dimension = dimension
+        self.fail = fail
+        self.bad = bad
+        self.seen: list[str] = []
 
     def stream(self, sentences, *, chunk, bar):
-        number, start = 0, 0
+        number = start = 0
         while part := [text for _, text in zip(range(chunk), sentences, strict=False)]:
             if number == self.fail:
                 raise KeyError("the process dies")
@@ -41,9 +39,11 @@ class Fake:
             self.seen += part
             bar.update(len(part))
             vectors = np.zeros((len(part), self.dimension), np.float32)
-            vectors[:, 0], vectors[:, 1] = [len(text) for text in part], range(len(part))
+            vectors[:, 0] = [len(text) for text in part]
+            vectors[:, 1] = range(len(part))
             yield vectors
-            number, start = number + 1, start + len(part)
+            number += 1
+            start += len(part)
 
 
 @pytest.fixture(autouse=True)
@@ -51,208 +51,240 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(encode_file, "CHUNK", 4)
 
 
-def write(path, n=11, start=0, end="") -> str:
-    path.write_text("".join(f"{'word ' * (i % 5 + 1)}{i}{end}\n" for i in range(start, n)))
+@pytest.fixture(params=["o.npy", "o.parquet"])
+def target(request, tmp_path):
+    return tmp_path / request.param
+
+
+def write(path, n=11, end="") -> str:
+    path.write_text("".join(f"{'word ' * (i % 5 + 1)}{i}{end}\n" for i in range(n)))
     return str(path)
 
 
-def break_off(source, target, chunk=2) -> bytes:
-    """Run until the chunk; returns what is beside the output then."""
+def break_off(source, target, chunk=2):
+    """Run until the chunk."""
     with pytest.raises(KeyError):
-        encode_file(source, target, Fake(fail=chunk))
+        encode_file.encode_file(source, target, Fake(fail=chunk))
     assert not target.exists()
-    return target.with_name(f"{target.name}.part").read_bytes()
 
 
-def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def run(source, target, **options) -> list[str]:
+    """The sentences that were embedded."""
+    encoder = Fake(**options)
+    encode_file.encode_file(source, target, encoder)
+    return encoder.seen
 
 
-@pytest.mark.parametrize("name", ["o.npy", "o.parquet"])
-def test_a_run_goes_on_at_the_chunk_where_it_was_cut_off(tmp_path, name, capsys):
-    source, target = write(tmp_path / "in.txt"), tmp_path / name
-    assert encode_file(source, tmp_path / f"whole-{name}", Fake()) == 11
-    part = break_off(source, target)
-    assert (
-        len(part) == HEADER + 8 * 2 * 4
-        and json.loads((tmp_path / f"{name}.part.json").read_text())["done"] == 8
-    )
-    with (tmp_path / f"{name}.part").open("ab") as file:
-        file.write(b"written, and not counted when the kill came")
-    encoder = Fake()
-    assert encode_file(source, target, encoder) == 11
-    assert encoder.seen == (tmp_path / "in.txt").read_text().splitlines()[8:], (
-        "finished work was done again"
-    )
-    assert target.read_bytes() == (tmp_path / f"whole-{name}").read_bytes()
+def unbroken(source, target) -> bytes:
+    """The bytes of a run that nothing disturbs."""
+    whole = target.with_name(f"whole-{target.name}")
+    run(source, whole)
+    return whole.read_bytes()
+
+
+def lines(source) -> list[str]:
+    with open(source) as file:
+        return file.read().splitlines()
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_is_resumed_at_the_chunk_where_it_ended(tmp_path, target, capsys):
+    source = write(tmp_path / "in.txt")
+    break_off(source, target)
+    assert run(source, target) == lines(source)[8:], "finished work was done again"
     assert "8 of 11 sentences are done" in capsys.readouterr().err
-    assert names(tmp_path) == sorted(["in.txt", name, f"whole-{name}"])
+    assert names(tmp_path) == {"in.txt", target.name, f"{target.name}.json"}
+    assert target.read_bytes() == unbroken(source, target)
 
 
-def test_a_cut_between_the_vectors_and_their_count_costs_that_chunk(tmp_path, monkeypatch):
-    source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
-    encode_file(source, tmp_path / "whole.npy", Fake())
-    saved = []
-
-    def save(part):
-        saved.append(part.done)
-        if len(saved) == 3:
-            raise KeyError("the process dies")
-        files_save(part)
-
-    files_save = encode_file._Part._save
-    monkeypatch.setattr(encode_file._Part, "_save", save)
-    with pytest.raises(KeyError):
-        encode_file(source, target, Fake())
-    assert saved == [0, 4, 8] and (tmp_path / "o.npy.part").stat().st_size == HEADER + 8 * 2 * 4
-    monkeypatch.undo()
-    monkeypatch.setattr(encode_file, "CHUNK", 4)
-    encoder = Fake()
-    encode_file(source, target, encoder)
-    assert len(encoder.seen) == 7 and target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
-
-
-def test_a_cut_while_the_table_is_written_costs_no_vector(tmp_path, monkeypatch):
+def test_the_real_encoder_gives_its_vectors(tmp_path, target):
     import pyarrow.parquet
 
-    source, target = write(tmp_path / "in.txt"), tmp_path / "o.parquet"
-    encode_file(source, tmp_path / "whole.parquet", Fake())
-    monkeypatch.setattr(pyarrow.parquet, "ParquetWriter", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        encode_file(source, target, Fake())
-    monkeypatch.undo()
-    monkeypatch.setattr(encode_file, "CHUNK", 4)
-    encoder = Fake()
-    assert encode_file(source, target, encoder) == 11 and encoder.seen == []
-    assert target.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    source = write(tmp_path / "in.txt")
+    encoder = Encoder(tiny_model("llama"))
+    assert encode_file.encode_file(source, target, encoder) == 11
+    if target.suffix == ".npy":
+        found = np.load(target)
+    else:
+        table = pyarrow.parquet.read_table(target)
+        assert table["sentence"].to_pylist() == lines(source)
+        found = np.array(table["embedding"].to_pylist(), np.float32)
+    expected = encoder.encode(lines(source))
+    assert abs(expected[:1] - expected[1:]).max(1).min() > 0.01, "two sentences differ"
+    assert abs(found - expected).max() < 1e-5
 
 
-def test_work_of_another_encoder_is_not_mixed_in(tmp_path):
-    source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
-    part = break_off(source, target)
-    with pytest.raises(
-        SentenceFileError,
-        match=r"another run \(model was 'a', now 'b'\); .* delete o.npy.part and o.npy.part.json",
-    ):
-        encode_file(source, target, Fake("b"))
-    with pytest.raises(SentenceFileError, match="dimension was 2, now 3"):
-        encode_file(source, target, Fake(dimension=3))
-    assert (tmp_path / "o.npy.part").read_bytes() == part
+def test_a_cut_between_the_vectors_and_their_count_costs_that_chunk(tmp_path, target, monkeypatch):
+    source = write(tmp_path / "in.txt")
+    atomic_file = files.atomic_file
+    saves = []
+
+    def save(path, *rest):
+        saves.append(path)
+        if len(saves) == 2:
+            raise KeyError("the process dies")
+        return atomic_file(path, *rest)
+
+    monkeypatch.setattr(files, "atomic_file", save)
+    with pytest.raises(KeyError):
+        run(source, target)
+    monkeypatch.setattr(files, "atomic_file", atomic_file)
+    assert run(source, target) == lines(source)[4:]
+    assert target.read_bytes() == unbroken(source, target)
+
+
+def test_a_cut_while_the_output_is_finished_costs_no_vector(tmp_path, target, monkeypatch):
+    import pyarrow.parquet
+
+    source = write(tmp_path / "in.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "ParquetWriter", lambda *_: 1 / 0)
+        patch.setattr(os, "replace", lambda *paths: 1 / 0 if target in paths else os.rename(*paths))
+        with pytest.raises(ZeroDivisionError):
+            run(source, target)
+    assert run(source, target) == []
+    assert target.read_bytes() == unbroken(source, target)
+
+
+def test_a_finished_output_is_left_alone(tmp_path, target, capsys):
+    source = write(tmp_path / "in.txt")
+    run(source, target)
+    before = target.stat()
+    assert run(source, target) == []
+    assert "done before" in capsys.readouterr().err
+    assert target.stat() == before
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda lines: ["new", *lines],
-        lambda lines: [*lines[:7], "new", *lines[8:]],
-        lambda lines: lines[:6],
+        ({"key": "b"}, r"o\.\w+ is of another run \(model was 'a', now 'b'\); choose another"),
+        ({"dimension": 3}, "dimension was 2, now 3"),
+        ({}, "holds the vectors of another text"),
     ],
 )
-def test_a_change_in_what_is_done_is_refused(tmp_path, change):
-    source, target = tmp_path / "in.txt", tmp_path / "o.npy"
-    write(source)
-    part = break_off(source, target)
-    source.write_text("\n".join(change(source.read_text().splitlines())))
-    with pytest.raises(
-        SentenceFileError, match="one of the first 8 sentences was changed, added or taken out"
-    ):
-        encode_file(source, target, Fake())
-    assert (tmp_path / "o.npy.part").read_bytes() == part and not target.exists()
+def test_a_finished_output_of_something_else_is_not_overwritten(tmp_path, target, change, message):
+    source = write(tmp_path / "in.txt")
+    run(source, target)
+    before = target.read_bytes()
+    if not change:
+        write(tmp_path / "in.txt", 12)
+    with pytest.raises(SentenceFileError, match=message):
+        run(source, target, **change)
+    assert target.read_bytes() == before
 
 
-def test_sentences_may_be_mended_and_added_after_what_is_done(tmp_path):
-    source, target = tmp_path / "in.txt", tmp_path / "o.npy"
-    write(source)
+def test_an_output_of_unknown_origin_is_not_overwritten(tmp_path, target):
+    target.write_text("somebody's")
+    with pytest.raises(SentenceFileError, match=r"nothing says whose vectors it holds; .* delete"):
+        run(write(tmp_path / "in.txt"), target)
+    assert target.read_text() == "somebody's"
+
+
+def test_unfinished_work_of_another_encoder_is_not_mixed_in(tmp_path, target):
+    source = write(tmp_path / "in.txt")
     break_off(source, target)
-    source.write_text(
-        "\n".join(
-            [*source.read_text().splitlines()[:8], "mended", *(f"more {i}" for i in range(1000))]
-        )
-    )
-    assert encode_file(source, target, encoder := Fake()) == 1009 and len(encoder.seen) == 1001
-    encode_file(source, tmp_path / "whole.npy", Fake())
-    assert (
-        target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
-        and len(np.load(target)) == 1009
-    )
+    message = r"another run \(model was 'a', now 'b'\); .* delete o.\w+.part and o.\w+.json"
+    with pytest.raises(SentenceFileError, match=message):
+        run(source, target, key="b")
+    assert len(run(source, target)) == 3
 
 
-def test_a_short_last_chunk_is_no_border(tmp_path, monkeypatch, capsys):
-    source, target = tmp_path / "in.txt", tmp_path / "o.npy"
-    write(source)
-    monkeypatch.setattr(encode_file._Part, "finish", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        encode_file(source, target, Fake())
-    monkeypatch.undo()
-    monkeypatch.setattr(encode_file, "CHUNK", 4)
-    write(source, 13)
-    encode_file(source, target, Fake())
-    encode_file(source, tmp_path / "whole.npy", Fake())
-    assert target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert "starting anew" in capsys.readouterr().err
+def test_a_run_that_failed_before_its_first_vector_does_not_block_its_name(tmp_path, target):
+    source = write(tmp_path / "in.txt")
+    break_off(source, target, chunk=0)
+    assert len(run(source, target, key="b")) == 11
 
 
-def test_a_bad_sentence_is_named_with_its_line_and_what_is_done_stays(tmp_path):
-    source, target = tmp_path / "in.csv", tmp_path / "o.npy"
-    rows = [f'"a sentence\nover two lines {i}"' for i in range(11)]
-    source.write_text("\n".join(["sentence", *rows[:9], "bad", *rows[9:]]))
-    with pytest.raises(
-        SentenceFileError,
-        match=r"in.csv:20: no token in it \(8 sentences are kept, the same command goes on",
-    ):
-        encode_file(source, target, Fake(bad="bad"))
-    with pytest.raises(
-        SentenceFileError, match=r"in.csv:20: no token in it"
-    ):  # its place is counted from where the run goes on
-        encode_file(source, target, Fake(bad="bad"))
-    source.write_text("\n".join(["sentence", *rows]))
-    assert encode_file(source, target, encoder := Fake(bad="bad")) == 11 and len(encoder.seen) == 3
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda texts: [*texts[:5], "new", *texts[6:]], 7),  # in the second chunk
+        (lambda texts: [*texts[:9], "new", *texts[10:]], 3),  # in what was not done
+        (lambda texts: [*texts, *(f"more {i}" for i in range(1000))], 1003),
+        (lambda texts: texts[:6], 2),
+    ],
+)
+def test_chunks_that_were_edited_are_embedded_again(tmp_path, target, change, again):
+    source = write(tmp_path / "in.txt")
+    break_off(source, target)
+    (tmp_path / "in.txt").write_text("\n".join(change(lines(source))))
+    assert len(run(source, target)) == again
+    assert target.read_bytes() == unbroken(source, target)
 
 
-def test_a_file_that_changes_meanwhile_is_seen(tmp_path):
+def test_unfinished_work_on_another_text_is_refused(tmp_path, target):
+    source = write(tmp_path / "in.txt")
+    break_off(source, target)
+    write(tmp_path / "other.txt", end=" other")
+    with pytest.raises(SentenceFileError, match="unfinished work on another text; choose another"):
+        run(str(tmp_path / "other.txt"), target)
+    assert len(run(source, target)) == 3
+
+
+def test_a_bad_sentence_is_named_with_its_line_and_what_is_done_stays(tmp_path, target):
+    source = tmp_path / "in.csv"
+    texts = [f'"a sentence\nover two lines {i}"' for i in range(11)]
+    source.write_text("\n".join(["sentence", *texts[:9], "bad", *texts[9:]]))
+    for _ in range(2):  # the second time its place is counted from where the run resumes
+        with pytest.raises(SentenceFileError, match=r"in.csv:20: no token in it \(8 sentences are"):
+            run(source, target, bad="bad")
+    source.write_text("\n".join(["sentence", *texts]))
+    assert len(run(source, target, bad="bad")) == 3
+
+
+def test_a_vector_with_nan_is_an_error_that_names_its_line(tmp_path, target):
+    source = write(tmp_path / "in.txt")
+    loaded = tiny_model("llama")
+    loaded.model.model.norm.weight.data[0] = np.nan
+    with pytest.raises(SentenceFileError, match=r"in.txt:1: its vector holds NaN"):
+        encode_file.encode_file(source, target, Encoder(loaded))
+    assert not target.exists()
+
+
+def test_a_file_that_changes_meanwhile_is_seen(tmp_path, target):
     class Meanwhile(Fake):
         def stream(self, sentences, *, chunk, bar):
             write(tmp_path / "in.txt", 12)
             yield from super().stream(sentences, chunk=chunk, bar=bar)
 
-    for target in ("o.npy", "o.parquet"):
-        with pytest.raises(SentenceFileError, match=r"in.txt changed while it was read"):
-            encode_file(write(tmp_path / "in.txt"), tmp_path / target, Meanwhile())
-        assert not (tmp_path / target).exists()
+    with pytest.raises(SentenceFileError, match=r"in.txt changed while it was read"):
+        encode_file.encode_file(write(tmp_path / "in.txt"), target, Meanwhile())
+    assert not target.exists()
 
 
-def test_a_full_disk_is_said_and_costs_no_finished_chunk(tmp_path, monkeypatch):
-    source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
-    fsync, calls = os.fsync, []
+def test_a_full_disk_is_said_and_costs_no_finished_chunk(tmp_path, target, monkeypatch):
+    source = write(tmp_path / "in.txt")
 
-    def full(handle):
-        calls.append(handle)
-        if len(calls) > 4:
-            raise OSError(28, "No space left on device")
-        fsync(handle)
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        files.CacheError,
-        match=r"o.npy could not be written \(No space left on device\): free some .*; 4 sentences are kept",
-    ):
-        encode_file(source, target, Fake())
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert encode_file(source, target, encoder := Fake()) == 11 and len(encoder.seen) == 7
-    usage = encode_file.shutil.disk_usage(tmp_path)._replace(free=80)
-    monkeypatch.setattr(encode_file.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(files.CacheError, match=r"p.npy needs 0 MB and its disk has 0 MB free"):
-        encode_file(source, tmp_path / "p.npy", Fake())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(
+            files.CacheError, match=r"written \(No space left on device\): it needs"
+        ):
+            run(source, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(np.memmap, "flush", full)
+        with pytest.raises(files.CacheError, match="0 sentences are kept"):
+            run(source, target)
+    break_off(source, target)
+    assert len(run(source, target)) == 3
 
 
-def test_one_process_at_a_time(tmp_path):
-    source, target = write(tmp_path / "in.txt"), tmp_path / "o.npy"
-    with (
-        encode_file._alone(target),
-        pytest.raises(SentenceFileError, match="another process is writing it"),
-    ):
-        encode_file(source, target, Fake())
-    assert encode_file(source, target, Fake()) == 11 and names(tmp_path) == ["in.txt", "o.npy"]
+def test_one_process_at_a_time(tmp_path, target):
+    class Second(Fake):
+        def stream(self, *args, **options):
+            with pytest.raises(SentenceFileError, match="another process is writing it"):
+                run(source, target)
+            return super().stream(*args, **options)
+
+    source = write(tmp_path / "in.txt")
+    assert encode_file.encode_file(source, target, Second()) == 11
 
 
 def test_the_bar_counts_what_is_done_of_all(tmp_path, monkeypatch):
@@ -261,73 +293,35 @@ def test_the_bar_counts_what_is_done_of_all(tmp_path, monkeypatch):
     class Bar(encode_file.tqdm):
         def __init__(self, *rest, **options):
             super().__init__(*rest, **options)
-            bars.append(options | {"bar": self})
+            bars.append((options["total"], options["initial"], options.get("disable", False)))
 
     monkeypatch.setattr(encode_file, "tqdm", Bar)
-    source, target = write(tmp_path / "in.txt", 600), tmp_path / "o.npy"
-    break_off(source, target, 50)
-    monkeypatch.setattr(
-        Bar, "update", lambda bar, n: setattr(bar, "n", bar.n + n)
-    )  # moved even where it is not shown
-    encode_file(source, target, Fake())
-    assert [(bar["total"], bar["initial"], bar.get("disable")) for bar in bars] == [
-        (600, 0, None),
-        (600, 200, None),
-    ]
-    assert bars[1]["bar"].n == 600
-    encode_file(write(tmp_path / "few.txt"), target, Fake())
-    assert bars[-1]["disable"], "a bar for eleven sentences"
+    source = write(tmp_path / "in.txt", 600)
+    break_off(source, tmp_path / "o.npy", 50)
+    run(source, tmp_path / "o.npy")
+    run(write(tmp_path / "few.txt"), tmp_path / "few.npy")
+    assert bars == [(600, 0, False), (600, 200, False), (11, 0, True)]
 
 
-@pytest.mark.parametrize("name", ["o.npy", "o.parquet"])
-def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch, name):
+def test_an_empty_file(tmp_path, target):
+    (tmp_path / "in.txt").write_text("")
+    assert encode_file.encode_file(tmp_path / "in.txt", target, Fake()) == 0
+    assert target.suffix != ".npy" or np.load(target).shape == (0, 2)
+
+
+def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch, target):
     import pyarrow.parquet  # noqa: F401 - what an import takes is not the run's
 
     monkeypatch.setattr(encode_file, "CHUNK", 500)
-    source, peaks = tmp_path / "in.txt", []
+    source = tmp_path / "in.txt"
+    peaks = []
     for n in (2_000, 20_000):
-        write(source, n, end=" ".join("and so on" for _ in range(20)))
+        write(source, n, end=" and so on" * 20)
         encoder = Fake(dimension=256)
         encoder.seen = type("Forget", (list,), {"__iadd__": lambda self, _: self})()
         tracemalloc.start()
-        encode_file(source, tmp_path / name, encoder)
+        encode_file.encode_file(source, tmp_path / f"{n}-{target.name}", encoder)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[0] > 500 * 256 * 4, "not even a chunk was seen: nothing was measured"
-    assert peaks[1] < min(1.2 * peaks[0], 20_000 * 256 * 4 / 4), (
-        f"{peaks} bytes for 2,000 and 20,000 sentences"
-    )
-
-
-@pytest.mark.parametrize("suffix", ["npy", "parquet"])
-def test_three_kills_leave_the_same_bytes(tmp_path, monkeypatch, suffix, capsys):
-    monkeypatch.setattr(encode_file, "CHUNK", 2_048)  # that of the processes that are killed
-    model = str(save_tiny("llama", tmp_path / "tiny"))
-    source, row = write(tmp_path / "in.txt", 9_000), 32 * 4
-
-    def verb(name):
-        return [
-            "encode",
-            "--model",
-            model,
-            "--input",
-            source,
-            "--output",
-            str(tmp_path / f"{name}.{suffix}"),
-        ]
-
-    assert main(verb("unbroken")) == 0
-    unbroken = (tmp_path / f"unbroken.{suffix}").read_bytes()
-    third = 2_300  # the kills fall into the first 6,900 sentences: later ones could come too late
-    moments = [
-        HEADER + row * random.Random(k).randrange(k * third, (k + 1) * third) + 1 for k in range(3)
-    ]
-    left = kill_at(verb("killed"), tmp_path / f"killed.{suffix}.part", moments, "bytes")
-    assert all(
-        moment <= size < HEADER + 9_000 * row for moment, size in zip(moments, left, strict=True)
-    )
-    capsys.readouterr()
-    assert main(verb("killed")) == 0
-    assert "sentences are done; going on" in capsys.readouterr().err
-    assert (tmp_path / f"killed.{suffix}").read_bytes() == unbroken
-    assert names(tmp_path) == sorted(["tiny", "in.txt", f"killed.{suffix}", f"unbroken.{suffix}"])
+    assert peaks[1] < min(1.2 * peaks[0], 20_000 * 256 * 4 / 4), f"{peaks} bytes"

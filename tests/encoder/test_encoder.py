@@ -176,8 +176,9 @@ def test_sliding_window_is_shorter_than_the_prompt():
 
 
 def test_hybrid_model_runs_without_cache():
-    assert not Encoder(tiny("lfm2"))._plain_cache
-    assert Encoder(tiny("gemma3"))._plain_cache and Encoder(tiny("opt-350m"))._plain_cache
+    assert not Encoder(tiny("lfm2")).backbone.supports_packing
+    assert Encoder(tiny("gemma3")).backbone.supports_packing
+    assert Encoder(tiny("opt-350m")).backbone.supports_packing
 
 
 # Each way of breaking it is seen by the same comparison.
@@ -198,12 +199,12 @@ def assert_seen(architecture, prompt_name="two shots", **options):
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_broken_cache_is_seen(monkeypatch, architecture):
-    assert Encoder(tiny(architecture))._plain_cache
-    expand = packing._expand
+    assert Encoder(tiny(architecture)).backbone.supports_packing
+    prepend = packing._prepend
     broken(
         monkeypatch,
-        "_expand",
-        lambda past, keys, values: expand(
+        "_prepend",
+        lambda past, keys, values: prepend(
             past and (past[0], past[1].roll(1, dims=2)), keys, values
         ),
     )
@@ -212,17 +213,17 @@ def test_broken_cache_is_seen(monkeypatch, architecture):
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_dropped_packed_mask_is_seen(monkeypatch, architecture):
-    assert Encoder(tiny(architecture))._plain_cache
-    mask = packing._mask
-    broken(monkeypatch, "_mask", lambda **options: torch.ones_like(mask(**options)))
+    assert Encoder(tiny(architecture)).backbone.supports_packing
+    bias = packing._bias
+    broken(monkeypatch, "_bias", lambda *args: torch.zeros_like(bias(*args)))
     assert_seen(architecture)
 
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_wrong_tokens_in_the_last_layer_are_seen(monkeypatch, architecture):
-    assert Encoder(tiny(architecture))._forward.ends
-    ends = packing._ends
-    broken(monkeypatch, "_ends", lambda lengths: ends(lengths[::-1]))
+    assert Encoder(tiny(architecture)).backbone.last_token_only
+    last = packing.last_positions
+    broken(monkeypatch, "last_positions", lambda lengths: last(lengths[::-1]))
     assert_seen(architecture)
 
 
@@ -260,7 +261,8 @@ def test_padding_on_the_wrong_side_is_seen(monkeypatch, architecture):
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gpt2", "gpt-neox"])
 def test_wrong_place_after_the_prefix_is_seen(architecture):
     encoder = Encoder(tiny(architecture), PROMPTS_TRIED["two shots"])
-    hook = encoder._forward.body.register_forward_pre_hook(
+    expected = expected_of(architecture, "two shots")
+    hook = encoder.backbone.module.register_forward_pre_hook(
         lambda module, args, options: (
             args,
             options | {"position_ids": options["position_ids"].clamp(min=1)},
@@ -269,7 +271,7 @@ def test_wrong_place_after_the_prefix_is_seen(architecture):
     )
     try:
         with pytest.raises(AssertionError, match="relative error"):
-            assert_same(encoder.encode(SENTENCES), expected_of(architecture, "two shots"))
+            assert_same(encoder.encode(SENTENCES), expected)
     finally:
         hook.remove()
 
@@ -285,7 +287,9 @@ def test_shifted_position_is_seen(monkeypatch, architecture):
 
 def test_swapped_rows_are_seen(monkeypatch):
     run = Encoder._run
-    broken(monkeypatch, "_run", lambda self, *args: [vectors[::-1] for vectors in run(self, *args)])
+    broken(
+        monkeypatch, "_run", lambda self, *args: [vectors.flip(0) for vectors in run(self, *args)]
+    )
     assert_seen("llama")
 
 
@@ -329,7 +333,7 @@ def test_empty_input():
     encoder = Encoder(tiny("opt-350m"))
     assert encoder.encode([]).shape == (0, encoder.dimension) == (0, 16)
     assert encoder.encode(iter([])).shape == (0, 16)
-    assert encoder.encode_layers([], [1, 2]).shape == (2, 0, 16)
+    assert encoder.encode_layers([], [1, 2]).shape == (2, 0, 32)
 
 
 @pytest.mark.parametrize(
@@ -350,9 +354,6 @@ def test_bad_sentence_is_named(bad, reason):
 
 def test_bad_sentence_in_a_stream_keeps_finished_work(monkeypatch):
     monkeypatch.setattr(encoder, "CHUNK", 2)
-    monkeypatch.setattr(
-        Encoder.stream, "__kwdefaults__", Encoder.stream.__kwdefaults__ | {"chunk": 2}
-    )
     with pytest.raises(BadSentenceError, match="sentence 5") as caught:
         Encoder(tiny("llama")).encode(text for text in [*SENTENCES[:5], None])
     assert_same(caught.value.embeddings, expected_of("llama", "prompteol")[:4])
@@ -363,7 +364,7 @@ def test_generator_is_streamed():
     source = (pulled.append(text) or text for text in SENTENCES)
     chunks = encoder.stream(source, chunk=3)
     first = next(chunks)
-    assert len(first) == 3 and len(pulled) == 3, "no more is read than the chunk needs"
+    assert len(first) == 3 and len(pulled) == 6, "no more is read than this chunk and the next"
     assert_same(np.concatenate([first, *chunks]), expected_of("llama", "prompteol"))
     assert_same(encoder.encode(iter(SENTENCES)), expected_of("llama", "prompteol"))
 

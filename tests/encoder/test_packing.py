@@ -14,7 +14,7 @@ PREFIX = [5, 6, 7, 8, 9, 10, 11]
 
 @pytest.fixture(params=["opt", "llama", "mistral", "gemma3", "gpt-neox"])
 def body(request):
-    return Backbone(tiny_model(request.param).model).body
+    return Backbone(tiny_model(request.param).model).module
 
 
 def alone(body, row, layer):
@@ -52,7 +52,7 @@ def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
         module.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
         for module in linear
     ]
-    found = packing.run(body, ROWS, prefix, [3], ends=True)[0]
+    found = packing.run(body, ROWS, prefix, [3], last_token_only=True)[0]
     [hook.remove() for hook in hooks]
     assert torch.allclose(found[at], whole[at], atol=1e-4, rtol=1e-4) and found.shape == whole.shape
     assert seen[-1] == len(ROWS) and sum(seen) < len(linear) * len(whole), (
@@ -63,7 +63,7 @@ def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
 
 @torch.inference_mode()
 def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
-    body, found = Backbone(tiny_model("llama").model).body, []
+    body, found = Backbone(tiny_model("llama").model).module, []
     bias = packing._bias
     monkeypatch.setattr(packing, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
     packing.run(body, ROWS, packing.run_prefix(body, PREFIX, [3]), [3])
@@ -82,16 +82,16 @@ def test_the_model_is_left_as_it_was(body):
 
     before, hooked = body.config._attn_implementation, hooks()
     for ends in (False, True):
-        packing.run(body, ROWS, None, [3], ends=ends)
+        packing.run(body, ROWS, None, [3], last_token_only=ends)
         with pytest.raises(IndexError):
-            packing.run(body, [[10_000]], None, [3], ends=ends)
+            packing.run(body, [[10_000]], None, [3], last_token_only=ends)
     assert body.config._attn_implementation == before == "sdpa"
     assert hooks() == hooked
     assert torch.equal(alone(body, ROWS[0], 3), alone(body, ROWS[0], 3))
 
 
 def test_threads_share_a_model():
-    body = Backbone(tiny_model("llama").model).body
+    body = Backbone(tiny_model("llama").model).module
     expected, wrong = packing.run(body, ROWS, None, [3])[0].detach(), []
 
     def work(rows):
@@ -127,19 +127,19 @@ def elsewhere(work):
 @torch.inference_mode()
 def test_meanwhile_another_thread_calls_the_model_as_it_is(body):
     expected = alone(body, ROWS[0], 3)
-    with packing._running(body, packing._Batch([3, 2], None, None, ends=True)):
+    with packing._running(body, packing._Batch([3, 2], last_token_only=True)):
         found = elsewhere(lambda: alone(body, ROWS[0], 3))
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(
         found, expected.roll(1, 0), atol=1e-2
     )
-    assert not packing._before
+    assert not packing._own_attention
 
 
 @torch.inference_mode()
 def test_an_attention_out_of_reach_is_said():
-    body = Backbone(tiny_model("llama").model).body
+    body = Backbone(tiny_model("llama").model).module
     body.set_attn_implementation("eager")
-    with packing._running(body, packing._Batch([3], None, None)):
+    with packing._running(body, packing._Batch([3])):
         found = elsewhere(lambda: alone(body, ROWS[0], 3))
     assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(
         found
@@ -148,7 +148,7 @@ def test_an_attention_out_of_reach_is_said():
 
 def test_an_attention_with_more_to_it_is_refused(monkeypatch):
     query = torch.zeros(1, 2, 3, 4)
-    monkeypatch.setattr(packing._here, "batch", packing._Batch([3], None, None))
+    monkeypatch.setattr(packing._thread, "batch", packing._Batch([3]))
     with pytest.raises(packing.CannotPackError, match="softcap"):
         packing._attention(
             torch.nn.Module(),

@@ -61,7 +61,7 @@ def test_batches_at_once_give_the_same_vectors(together, architecture, prompt):
 
 def test_one_batch_for_all_threads_is_seen(monkeypatch, together):
     encoder = Encoder(tiny_model("llama"))
-    monkeypatch.setattr(packing, "_here", types.SimpleNamespace())
+    monkeypatch.setattr(packing, "_thread", types.SimpleNamespace(batch=None))
     try:
         wrong = seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) > 1e-2
     except Exception:  # which one hangs on how the threads meet: a batch finds another's rows, keys held, or no batch at all
@@ -105,7 +105,7 @@ def test_nothing_is_left_behind(together):
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in loaded.model.modules()
     )
-    assert not patching._users and torch.get_num_threads() == 4
+    assert not patching._active and torch.get_num_threads() == 4
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start(), thread.join()
@@ -128,7 +128,7 @@ def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(packing, "run", failing)
     with pytest.raises(RuntimeError, match="the third batch"):
         encoder.encode(SENTENCES, batch_tokens=8)
-    assert len(calls) < len(SENTENCES) and not patching._users and torch.get_num_threads() == 4
+    assert len(calls) < len(SENTENCES) and not patching._active and torch.get_num_threads() == 4
     monkeypatch.setattr(packing, "run", run)
     assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
 

@@ -159,9 +159,6 @@ def test_table_of_cards():
 
 
 def test_copies_are_those_of_the_linear_layers():
-    from prompteol_utils.encoder import onednn
-
-    assert memory.PACKED_BYTES == onednn.PACKED_BYTES
     small, large = MODELS["smollm2-135m"], MODELS["opt-1.3b"]
     beside = [
         memory.estimate_memory(spec, bits=32, batch_tokens=1).activations for spec in (small, large)
