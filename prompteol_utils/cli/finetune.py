@@ -50,6 +50,9 @@ def add_commands(subcommand) -> None:
         "--dev-limit", type=int, default=300, metavar="N", help="STS-B dev pairs to score; 0: none"
     )
     shared.add(finetune, "output", required=True, metavar="DIR", help="of the run and its adapter")
+    finetune.add_argument(
+        "--start", metavar="DIR", help="an adapter, or its run, to train further in a new run"
+    )
     finetune.add_argument("--records", metavar="FILE", help="append a JSON line about the run")
 
     merge = subcommand("merge", _merge, "add an adapter to its base and save a plain model")
@@ -108,36 +111,44 @@ def _finetune(options: argparse.Namespace) -> int:
     from prompteol_utils.results.store import Store, provenance
 
     encoder, store = Encoder(loaded, prompt), Store(options.records) if options.records else None
-    key = _key(encoder, triplets, config, dev)
+    key = _key(encoder, triplets, config, dev, options.start)
     if store and store.done(key):
         print(f"found in {options.records}")
         return 0
-    start = time.perf_counter()
-    history = trainer.finetune(encoder, triplets, config, options.output, dev)
+    print(f"{trainer.Plan(triplets, config)}", flush=True)
+    begun = time.perf_counter()
+    history = trainer.finetune(encoder, triplets, config, options.output, dev, start=options.start)
     if int(os.environ.get("RANK", "0")) == 0:
         row = (
             key.record()
-            | _outcome(encoder, options.output, history, time.perf_counter() - start)
+            | _outcome(encoder, options.output, history, time.perf_counter() - begun)
             | provenance(config.seed)
         )
         print(
-            f"{row['steps']} steps, loss {row['loss'][-1]:.3f}, dev {row['dev_best']}: {options.output}/adapter ({row['adapter']})"
+            f"{row['steps']} steps, loss {row['loss'][-1]:.3f}, dev {row['dev_best']}: "
+            f"{options.output}/adapter ({row['adapter']})"
         )
         if store:
             store.append(row)
     return 0
 
 
-def _key(encoder, triplets, config, dev):
+def _key(encoder, triplets, config, dev, start):
+    from prompteol_utils.data.nli import SOURCES
+    from prompteol_utils.finetuning import trainer
     from prompteol_utils.results import MeasurementKey
 
     names = ("origin", "text_form")
     about = {"n": len(triplets), "dropped": triplets.dropped}
     about |= {name: getattr(triplets, name) for name in names}
+    if not set(triplets.origin.split(" + ")) <= set(SOURCES):  # a file of one's own
+        about["digest"] = trainer.digest_triplets(triplets)
     if dev is not None:
         about_dev = {"task": dev.name, "split": "dev", "n": len(dev)}
         dev = about_dev | {name: getattr(dev, name) for name in names}
     settings = {"config": config.settings(), "triplets": about, "dev": dev}
+    if start is not None:
+        settings["start"] = trainer.digest_adapter(start)
     return MeasurementKey.of(encoder, kind="finetune", **settings)
 
 
@@ -150,8 +161,9 @@ def _outcome(encoder, out, history, seconds: float) -> dict:
 
     record, steps = adapters.read(out), history[history["step"] > 0]
     scored = history.dropna(subset=["dev"]) if "dev" in history else history[:0]
+    digest = files.sha256(Path(out) / "adapter" / "adapter_model.safetensors")
     return {
-        "adapter": f"{Path(out).resolve().name}@{files.sha256(Path(out) / 'adapter' / 'adapter_model.safetensors')[:8]}",
+        "adapter": f"{Path(out).resolve().name}@{digest[:8]}",
         "dev_steps": scored["step"].tolist(),
         "dev_scores": scored["dev"].round(4).tolist() if len(scored) else [],
         "dev_best": record["dev"],
@@ -161,7 +173,7 @@ def _outcome(encoder, out, history, seconds: float) -> dict:
         "seconds": round(float(steps["seconds"].sum()), 1),
         "seconds_of_this_process": round(seconds, 1),
         "tokens": int(steps["tokens"].sum()),
-        # A process that only went on with a run, or found it finished, cannot say what training takes.
+        # A process that resumed a run, or found it finished, cannot say what training takes.
         "peak_memory": devices.peak_memory(encoder.loaded.model.device)
         if seconds >= steps["seconds"].sum()
         else None,

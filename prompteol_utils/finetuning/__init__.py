@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "config": ["FinetuneConfig"],
         "contrastive": ["contrastive_loss", "triplet_loss", "cached_backward"],
-        "trainer": ["TrainingDiverged", "finetune", "run_folder"],
+        "sampler": ["BatchSampler"],
+        "trainer": ["NothingTrainedError", "Plan", "TrainingDiverged", "finetune", "run_folder"],
     },
 )

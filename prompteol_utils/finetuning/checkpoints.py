@@ -1,4 +1,4 @@
-"""The folder of one training run: whose it is, and its last good checkpoint, which a kill or a full disk leaves whole."""
+"""The folder of one training run: its identity, and its last good checkpoint."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import torch
 from prompteol_utils.utils import files
 
 _RUN, _CHECKPOINT, _BATCH = "run.json", "checkpoint.pt", "bad_batch.json"
+_MAY_CHANGE = {"save_every", "max_steps", "epochs"}  # how far and how safely, not what is computed
 
 
 def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
@@ -22,21 +23,24 @@ def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
         The folder.
 
     Raises:
-        ValueError: It holds another run (the differences are named), or files that are no run. Nothing is overwritten.
+        ValueError: It holds another run (the differences are named), or files that are no run.
+            Nothing is overwritten.
     """
     out, run = Path(out), json.loads(json.dumps(run))  # as a file gives them back
     if (out / _RUN).is_file():
         before = json.loads((out / _RUN).read_text(encoding="utf-8"))
         names = [name for name in before | run if before.get(name) != run.get(name)]
-        if names:
+        if not _MAY_CHANGE.issuperset(names):
             changed = "; ".join(
                 f"{name} was {before.get(name)!r:.80}, now {run.get(name)!r:.80}" for name in names
             )
             raise ValueError(
-                f"{str(out)!r} holds another run ({changed}). Choose another folder, or delete this one"
+                f"{str(out)!r} holds another run ({changed}). Choose another folder, or delete "
+                "this one"
             )
-        return out
-    if out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
+        if not names:
+            return out
+    elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
         raise ValueError(
             f"{str(out)!r} holds files that are no training run; choose another folder"
         )
@@ -62,13 +66,14 @@ def save(out: Path, state: dict) -> None:
         kept = load(out)
         before = f"the one of step {kept['step']} is whole" if kept else "there was none before"
         raise files.CacheError(
-            f"the checkpoint of step {state['step']} could not be written to {out} ({str(error).splitlines()[0]}); {before}. "
-            "Free some space and start the same run again: it goes on from there"
+            f"the checkpoint of step {state['step']} could not be written to {out} "
+            f"({str(error).splitlines()[0]}); {before}. Free some space and start the same run "
+            "again: it is resumed from there"
         ) from error
 
 
 def load(out: Path) -> dict | None:
-    """The last checkpoint, on the CPU; None before the first."""
+    """Read the last checkpoint, to the CPU; None before the first."""
     if not (out / _CHECKPOINT).is_file():
         return None
     return torch.load(out / _CHECKPOINT, map_location="cpu", weights_only=True)

@@ -10,15 +10,15 @@ The cached loss of sentence-transformers gives the same gradient; it does not so
 resumes by replaying its data loader, and under 4-bit cannot restore its best checkpoint.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 
 from prompteol_utils.encoder.batching import batches, even_budget, parallel_map
-from prompteol_utils.utils import devices
+from prompteol_utils.finetuning import processes
 
 
 def contrastive_loss(
@@ -75,41 +75,9 @@ def triplet_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
     """
     width = vectors.shape[-1]
     # (process, role, b, d) -> (role, process, b, d)
-    parts = gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)
+    parts = processes.gather(vectors).reshape(-1, 3, len(vectors) // 3, width).transpose(0, 1)
     anchor, positive, negative = parts.reshape(3, -1, width)
     return contrastive_loss(anchor, positive, negative, temperature)
-
-
-def gather(vectors: torch.Tensor) -> torch.Tensor:
-    """Concatenate the vectors of all processes; gradients flow to one's own."""
-    if processes() == 1:
-        return vectors
-    parts = [torch.empty_like(vectors) for _ in range(processes())]
-    dist.all_gather(parts, vectors.detach().contiguous())
-    parts[rank()] = vectors
-    return torch.cat(parts)
-
-
-def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Add up the gradients of all processes, in place; without other processes, nothing to do."""
-    if processes() == 1:
-        return
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    dist.all_reduce(flat)
-    for parameter, part in zip(
-        parameters, flat.split([p.numel() for p in parameters]), strict=True
-    ):
-        parameter.grad.copy_(part.view_as(parameter))
-
-
-def processes() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """This process's number among them."""
-    return dist.get_rank() if processes() > 1 else 0
 
 
 def cached_backward(
@@ -121,6 +89,7 @@ def cached_backward(
     parameters: Sequence[torch.nn.Parameter] = (),
     num_workers: int = 1,
     randomness: Callable[[list[int]], AbstractContextManager] | None = None,
+    gradient_peak: float | None = None,
 ) -> torch.Tensor:
     """Add the gradient of a loss over all sequences to the parameters.
 
@@ -132,12 +101,15 @@ def cached_backward(
         sequences: n token sequences.
         loss: Takes (n, d) in the order of `sequences`, returns a scalar.
         chunk_tokens: Tokens of a chunk, padding included.
-        parameters: Those that are trained; needed for several workers.
+        parameters: Those that are trained; needed for several workers and for `gradient_peak`.
         num_workers: Chunks side by side, each on its share of a CPU's threads. Gradients are added
             in the order of the chunks, so the sum is the same in every run.
         randomness: Takes the positions of a chunk's sequences; within the context that it returns,
             `embed` draws its masks. None seeds torch's generators for each chunk, which threads
             share: not for several workers with dropout.
+        gradient_peak: Loss scaling for fp16 layers: the vectors' gradients pass through them
+            multiplied by a power of two that makes the largest element about this. Parameters'
+            gradients, None before the call, come out unscaled.
 
     Returns:
         The loss, detached. If it is not finite, no gradient was added.
@@ -176,7 +148,7 @@ def cached_backward(
             return ()
         return torch.autograd.grad(output, parameters, gradient, allow_unused=True)
 
-    with _out_of_memory_for_all():
+    with processes.share_out_of_memory():
         parts = list(parallel_map(first_pass, range(len(chunks)), num_workers))
     order = torch.tensor([position for chunk in chunks for position in chunk])
     vectors = torch.cat(parts)[order.argsort()].requires_grad_()
@@ -184,13 +156,23 @@ def cached_backward(
     if not torch.isfinite(value):
         return value.detach()
     value.backward()
-    with _out_of_memory_for_all():
+    scale = 1.0
+    if gradient_peak is not None and (largest := float(vectors.grad.abs().max())) > 0:
+        scale = 2.0 ** round(math.log2(gradient_peak / largest))
+        vectors.grad *= scale
+    with processes.share_out_of_memory():
         for gradients in parallel_map(second_pass, range(len(chunks)), num_workers):
             _add(parameters, gradients)
+    if scale != 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= scale
     return value.detach()
 
 
-def _add(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None]):
+def _add(
+    parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None]
+) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=False):
         if gradient is None:
             continue
@@ -206,22 +188,3 @@ def _seeded(seed: int, chunk: list[int]) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed + min(chunk))
         yield
-
-
-@contextmanager
-def _out_of_memory_for_all() -> Iterator[None]:
-    """Raise an out-of-memory error of one process in all: each would wait for the others else."""
-    message = ""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not devices.is_out_of_memory(error):
-            raise
-        message = str(error) or "out of memory"
-    # Outside the except block, whose traceback keeps the chunk's tensors alive.
-    if processes() > 1:
-        messages = [""] * processes()
-        dist.all_gather_object(messages, message)
-        message = next(filter(None, messages), "")
-    if message:
-        raise torch.OutOfMemoryError(message)

@@ -1,4 +1,4 @@
-"""The loss, and its gradient by chunks: equal to one graph, dropout included, on any number of workers."""
+"""The loss, and its gradient by chunks: that of one graph, dropout included."""
 
 import functools
 
@@ -11,7 +11,22 @@ from prompteol_utils.encoder.batching import batches, even_budget
 from prompteol_utils.finetuning import cached_backward, contrastive_loss, dropout, triplet_loss
 from prompteol_utils.models import LoadedModel, tiny_model
 
-WORDS = "cat dog river boat garden night bridge child bread rain music street winter market".split()
+WORDS = [
+    "cat",
+    "dog",
+    "river",
+    "boat",
+    "garden",
+    "night",
+    "bridge",
+    "child",
+    "bread",
+    "rain",
+    "music",
+    "street",
+    "winter",
+    "market",
+]
 LOSS = functools.partial(triplet_loss, temperature=0.05)
 
 

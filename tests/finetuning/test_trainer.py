@@ -1,10 +1,13 @@
-"""A run of training: resumable after SIGKILL, the same on two processes, safe against bad input, a full disk and a diverging loss."""
+"""A run of training: resumable, the same on two processes, safe against what goes wrong."""
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import time
+from contextlib import nullcontext
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +16,27 @@ import pytest
 import torch
 
 from prompteol_utils import finetuning
-from prompteol_utils.cli import finetune as finetune_command
-from prompteol_utils.data import Triplet, load_mini_sts
+from prompteol_utils.data import Triplet, comparable, load_mini_sts
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.finetuning import (
+    BatchSampler,
     FinetuneConfig,
+    NothingTrainedError,
+    Plan,
     TrainingDiverged,
     checkpoints,
     contrastive,
+    dropout,
     finetune,
+    lora,
+    processes,
     trainer,
 )
 from prompteol_utils.finetuning.config import CPU
 from prompteol_utils.models import adapters, load_model, save_tiny, tiny_model
 from prompteol_utils.utils import files
 
-WORDS = (
+WORDS = [
     "cat",
     "dog",
     "river",
@@ -43,7 +51,7 @@ WORDS = (
     "street",
     "winter",
     "market",
-)
+]
 SMALL = {
     "batch_size": 8,
     "warmup_steps": 2,
@@ -140,6 +148,10 @@ def test_merged_model_needs_no_peft(base, tmp_path):
     expected = Encoder(tuned).encode(["A cat.", "A dog sings."])
     adapters.merge(tuned, tmp_path / "merged")
     merged = load_model(str(tmp_path / "merged"))
+
+
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "merged").iterdir()}
+    assert modes == {(tmp_path / "merged").stat().st_mode & 0o666}
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     assert relative(Encoder(merged).encode(["A cat.", "A dog sings."]), expected) < 1e-5
     assert relative(Encoder(load_model(base)).encode(["A cat.", "A dog sings."]), expected) > 1e-3
@@ -195,7 +207,7 @@ def test_the_papers_recipe_is_the_default():
 
 def test_lora_sits_on_every_linear_layer_but_the_head(base):
     encoder = Encoder(load_model(base, quantization="nf4"))
-    with trainer._lora(encoder, config()) as tuned:
+    with lora.lora_encoder(encoder, config()) as tuned:
         names = [
             name for name, module in tuned.loaded.model.named_modules() if name.endswith("lora_A")
         ]
@@ -207,7 +219,7 @@ def test_lora_sits_on_every_linear_layer_but_the_head(base):
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_lora_on_the_last_layers_only(base, dev, tmp_path, quantization):
     encoder, texts = Encoder(load_model(base, quantization=quantization)), dev.sentences
-    with trainer._lora(encoder, config(layers=2)) as tuned:
+    with lora.lora_encoder(encoder, config(layers=2)) as tuned:
         placed = {
             name.partition(".layers.")[2][:2]
             for name, _ in tuned.loaded.model.named_modules()
@@ -261,7 +273,8 @@ def test_all_layers_counted_from_the_last_are_all_layers(architecture):
 
 
 def test_four_bit_weights_are_not_repacked_by_inference(base):
-    # Where a CPU has bf16 units, bitsandbytes would repack them at the first `encode`, and then no gradient passes.
+    # Where a CPU has bf16 units, bitsandbytes would repack them at the first `encode`, and then
+    # no gradient passes.
     loaded = load_model(base, quantization="nf4")
     Encoder(loaded).encode(["A cat."])
     layers = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
@@ -275,7 +288,7 @@ def test_four_bit_weights_are_not_repacked_by_inference(base):
 
 @pytest.fixture
 def one_thread():
-    """A forked process may not use its parent's threads, and with another number of threads sums come out in another order."""
+    """A forked process may not use its parent's threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -283,7 +296,7 @@ def one_thread():
 
 
 def start(base, out, changes, dev, **environment) -> int:
-    """Train in a process of its own (as a fork: importing torch takes longer than this training); returns its id."""
+    """Train in a fork (importing torch takes longer than this training); return its id."""
     if process := os.fork():
         return process
     status = 1
@@ -296,19 +309,18 @@ def start(base, out, changes, dev, **environment) -> int:
 
 
 def test_killed_run_goes_on_with_the_same_losses(base, dev, tmp_path, one_thread):
-    changes = {"max_steps": 20, "dropout": 0.1}
+    changes = {"max_steps": 12, "dropout": 0.1}
     whole = finetune(
         Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "whole", dev
     )
-    for kill_after in (2, 6, 12):
-        run, step = start(base, tmp_path / "cut", changes, dev), 0
-        while step < kill_after:
-            assert os.waitpid(run, os.WNOHANG) == (0, 0), "it ended by itself"
-            time.sleep(0.02)
-            step = (checkpoints.load(tmp_path / "cut") or {"step": 0})["step"]
-        os.kill(run, signal.SIGKILL)
-        assert os.WTERMSIG(os.waitpid(run, 0)[1]) == signal.SIGKILL
-    assert checkpoints.load(tmp_path / "cut")["step"] < 20
+    run, step = start(base, tmp_path / "cut", changes, dev), 0
+    while step < 4:
+        assert os.waitpid(run, os.WNOHANG) == (0, 0), "it ended by itself"
+        time.sleep(0.02)
+        step = (checkpoints.load(tmp_path / "cut") or {"step": 0})["step"]
+    os.kill(run, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(run, 0)[1]) == signal.SIGKILL
+    assert checkpoints.load(tmp_path / "cut")["step"] < 12
     cut = finetune(Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "cut", dev)
     pd.testing.assert_frame_equal(numbers(cut), numbers(whole), check_exact=True)
     weights = [
@@ -322,17 +334,17 @@ def test_a_resume_that_forgets_the_optimiser_is_seen(base, tmp_path, monkeypatch
     """The comparison above can tell: it fails for a run whose optimiser starts anew."""
     encoder = Encoder(load_model(base))
     whole = finetune(encoder, triplets(), config(max_steps=6), tmp_path / "whole")
-    step = trainer._Run._train_step
+    batch = BatchSampler.batch
 
-    def cut(self):
-        if self.step == 4:
+    def cut(self, step):
+        if step == 4:
             raise KeyboardInterrupt
-        return step(self)
+        return batch(self, step)
 
-    monkeypatch.setattr(trainer._Run, "_train_step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(encoder, triplets(), config(max_steps=6), tmp_path / "cut")
-    monkeypatch.setattr(trainer._Run, "_train_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchSampler, "batch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(encoder, triplets(), config(max_steps=6), tmp_path / "cut")
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     forgot = finetune(encoder, triplets(), config(max_steps=6), tmp_path / "cut")
     with pytest.raises(AssertionError):
@@ -353,7 +365,7 @@ def adapter_weights(out: Path) -> torch.Tensor:
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(base, dev, tmp_path, one_thread):
-    changes = {"max_steps": 4, "dropout": 0.0, "warmup_steps": 0}
+    changes = {"max_steps": 4, "dropout": 0.1, "warmup_steps": 0}
     one = finetune(Encoder(load_model(base)), triplets(), config(**changes), tmp_path / "one", dev)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -376,17 +388,17 @@ def test_two_processes_train_as_one_with_the_same_global_batch(base, dev, tmp_pa
 
 
 def test_gathered_gradients_are_those_of_the_whole_batch(monkeypatch):
-    """Both processes played in turn: own rows carry the gradient, and the sum over processes is the whole."""
+    """Both processes played in turn: own vectors carry the gradient."""
     torch.manual_seed(0)
     whole = torch.randn(2, 3, 4, 16)  # process, role, row, dimension
     roles = whole.transpose(0, 1).reshape(3, 8, 16).clone().requires_grad_()
     contrastive.contrastive_loss(*roles, temperature=0.05).backward()
     expected = roles.grad.reshape(3, 2, 4, 16).transpose(0, 1)
-    monkeypatch.setattr(contrastive, "processes", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr(contrastive, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(
-            contrastive.dist,
+            processes.dist,
             "all_gather",
             lambda parts, mine: [
                 part.copy_(w.reshape(12, 16)) for part, w in zip(parts, whole, strict=True)
@@ -404,11 +416,10 @@ def test_a_diverging_loss_stops_with_its_batch(base, tmp_path, monkeypatch):
     encoder, cached = Encoder(load_model(base)), contrastive.cached_backward
     calls = []
 
-    def poisoned(embed, rows, loss, *rest):
+    def poisoned(embed, rows, loss, *rest, **options):
         calls.append(1)
-        return cached(
-            embed, rows, (lambda v: loss(v) * float("nan")) if len(calls) == 4 else loss, *rest
-        )
+        wrong = (lambda v: loss(v) * float("nan")) if len(calls) == 4 else loss
+        return cached(embed, rows, wrong, *rest, **options)
 
     monkeypatch.setattr(contrastive, "cached_backward", poisoned)
     with pytest.raises(TrainingDiverged, match="step 4: loss nan"):
@@ -419,10 +430,8 @@ def test_a_diverging_loss_stops_with_its_batch(base, tmp_path, monkeypatch):
         and len(batch["triplets"]) == 8
         and set(batch["triplets"][0]) == {"anchor", "positive", "negative"}
     )
-    assert (
-        checkpoints.load(tmp_path / "run")["step"] == 2
-        and not (tmp_path / "run" / "adapter").exists()
-    )
+    assert checkpoints.load(tmp_path / "run")["step"] == 2
+    assert not adapters.read(tmp_path / "run")["finished"]
     assert all(
         torch.isfinite(tensor).all()
         for tensor in checkpoints.load(tmp_path / "run")["adapter"].values()
@@ -502,7 +511,7 @@ def test_bad_settings_are_refused(changes, message):
 
 def test_sharding_is_refused_and_not_ignored(base, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"configs/fsdp_qlora\.yaml"):
+    with pytest.raises(ValueError, match="FSDP would shard it"):
         finetune(Encoder(load_model(base)), triplets(), config(), tmp_path / "run")
 
 
@@ -522,10 +531,13 @@ def test_a_run_folder_is_found_again_by_the_same_run_only(base, dev):
 
 
 def test_runs_from_before_there_were_layers_are_found_again():
-    """A run is known by its settings as they were then: this digest was computed before the field came."""
-    assert trainer._digest([FinetuneConfig().settings()]) == "02d6968abe5d9de1"
-    assert trainer._digest([FinetuneConfig(layers=8).settings()]) != "02d6968abe5d9de1"
-    assert finetune_command._SETTINGS[int].split().count("layers") == 1
+    """A run is known by its settings: this digest was computed before the field came."""
+
+    def digest(config):
+        return hashlib.sha256(json.dumps([config.settings()]).encode()).hexdigest()[:16]
+
+    assert digest(FinetuneConfig()) == "02d6968abe5d9de1" != digest(FinetuneConfig(layers=8))
+    assert digest(FinetuneConfig(batch_size=np.int64(256))) == "02d6968abe5d9de1"
 
 
 def test_a_folder_with_something_else_is_left_alone(base, tmp_path):
@@ -540,7 +552,9 @@ def test_a_folder_with_something_else_is_left_alone(base, tmp_path):
         finetune(encoder, triplets(), config(max_steps=2, learning_rate=0.1), tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds another run \(triplets was"):
         finetune(encoder, triplets(39), config(max_steps=2), tmp_path / "run")
-    assert all(file.read_bytes() == content for file, content in kept.items())
+    with pytest.raises(ValueError, match="a run of 2 steps already, and 1 were asked for"):
+        finetune(encoder, triplets(), config(max_steps=1), tmp_path / "run")
+    assert all(f.read_bytes() == content for f, content in kept.items() if f.name != "run.json")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are no training run"):
@@ -588,3 +602,224 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_model(base, adapter=wrong)
+
+
+# What a run plans
+
+
+def test_no_sentence_twice_in_a_batch():
+    plain = triplets(40)
+    order = np.random.default_rng([3, 1]).permutation(40).tolist()
+    slices = [order[i : i + 8] for i in range(0, 40, 8)]
+    assert BatchSampler(plain, 8, 3).epoch(1) == slices, "nothing to avoid: the shuffled order"
+    twice = [
+        *plain,
+        *(Triplet(one.anchor.upper() + " .", f"{n} a", f"{n} b") for n, one in enumerate(plain)),
+    ]
+    sampler = BatchSampler(twice, 8, 0)
+    assert [sampler.batch(step) for step in range(len(sampler.epoch(0)))] == sampler.epoch(0)
+    assert sampler.batch(len(sampler.epoch(0))) == sampler.epoch(1)[0] != sampler.epoch(0)[0]
+    for epoch in range(5):
+        batches = sampler.epoch(epoch)
+        assert len(batches) >= 9 and all(len(batch) == 8 for batch in batches)
+        used = [position for batch in batches for position in batch]
+        assert len(used) == len(set(used))
+        for batch in batches:
+            texts = [comparable(text) for n in batch for text in astuple(twice[n])]
+            assert len(texts) == len(set(texts)) == 24
+    shuffled = np.random.default_rng([0, 0]).permutation(80) % 40
+    assert any(len(set(shuffled[k : k + 8])) < 8 for k in range(0, 80, 8)), (
+        "plain slices hold such pairs, or this test tells nothing"
+    )
+    same = [Triplet("one premise", f"{n} yes", f"{n} no") for n in range(20)]
+    with pytest.raises(ValueError, match="in which no sentence occurs twice"):
+        BatchSampler(same, 2, 0)
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(caplog):
+    plan = Plan(triplets(), config(batch_size=2, warmup_steps=100))
+    assert (plan.steps, plan.warmup) == (20, 2) and plan.peak == SMALL["learning_rate"]
+    assert "warm-up of 100 steps does not fit a run of 20: it takes 2" in caplog.text
+    assert str(plan) == "20 steps, peak learning rate 0.003"
+    one = Plan(triplets(), config(max_steps=1))
+    assert one.learning_rate(0) == one.peak == SMALL["learning_rate"], "not a step at rate 0"
+
+
+def test_the_schedule_is_that_of_transformers():
+    from transformers import get_linear_schedule_with_warmup
+
+    plan = Plan(triplets(), config(max_steps=9, warmup_steps=3))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=SMALL["learning_rate"])
+    schedule = get_linear_schedule_with_warmup(optimizer, 3, 9)
+    for step in range(9):
+        assert plan.learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_run_that_moved_nothing_is_an_error(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    with pytest.raises(NothingTrainedError, match="every LoRA matrix B is still zero"):
+        finetune(Encoder(load_model(base)), triplets(), config(max_steps=1), tmp_path / "run")
+
+
+def test_a_finished_run_takes_more_steps_and_an_adapter_is_trained_further(base, tmp_path):
+    encoder = Encoder(load_model(base))
+    first = finetune(encoder, triplets(), config(max_steps=2), tmp_path / "run")
+    more = finetune(encoder, triplets(), config(max_steps=4, save_every=1), tmp_path / "run")
+    pd.testing.assert_frame_equal(numbers(more[:3]), numbers(first), check_exact=True)
+    assert more["learning_rate"].tolist()[3:] == [
+        Plan(triplets(), config(max_steps=4)).learning_rate(step) for step in (2, 3)
+    ]
+    record = adapters.read(tmp_path / "run")
+    assert record["extended"] == [{"at": 2, "from": 2}] and record["steps"] == 4
+    further = finetune(
+        encoder, triplets(), config(max_steps=1), tmp_path / "new", start=tmp_path / "run"
+    )
+    assert further["loss"][1] < first["loss"][1]
+    moved = relative(adapter_weights(tmp_path / "new"), adapter_weights(tmp_path / "run"))
+    assert 0 < moved < 0.5
+    with pytest.raises(ValueError, match=r"holds another run \(start was"):
+        finetune(encoder, triplets(), config(max_steps=1), tmp_path / "new")
+    with pytest.raises(ValueError, match="give the rank"):
+        finetune(encoder, triplets(), config(rank=2), tmp_path / "b", start=tmp_path / "run")
+
+
+# The base, and what a step needs
+
+
+@pytest.mark.parametrize("dtype, quantization", [("bfloat16", "nf4"), ("float16", None)])
+def test_a_16_bit_base_is_the_same_afterwards_and_scores_as_it_will_be_loaded(
+    base, dev, tmp_path, dtype, quantization
+):
+    loaded = load_model(base, dtype=dtype, quantization=quantization)
+    encoder, texts = Encoder(loaded), dev.sentences
+    loaded.model.gradient_checkpointing_enable()
+    before = encoder.encode(texts)
+    flags = [(p.dtype, p.requires_grad) for p in loaded.model.parameters()]
+    run = config(max_steps=3, warmup_steps=0, learning_rate=1e-2, evaluate_every=3)
+    history = finetune(encoder, triplets(), run, tmp_path / "run", dev)
+    assert np.isfinite(history["gradient_norm"][1:]).all()
+    assert [(p.dtype, p.requires_grad) for p in loaded.model.parameters()] == flags
+    assert loaded.model.is_gradient_checkpointing
+    assert np.array_equal(encoder.encode(texts), before)
+    tuned = Encoder(
+        load_model(base, dtype=dtype, quantization=quantization, adapter=tmp_path / "run")
+    )
+    record = adapters.read(tmp_path / "run")
+    score = trainer.sts.evaluate_sts(tuned.encode, dev)["spearman"][0]
+    assert score == record["dev"] == max(history["dev"].dropna())
+    if record["step"]:
+        assert not np.array_equal(tuned.encode(texts), before)
+
+
+def kept_bytes(base, dtype) -> int:
+    """What autograd keeps of one forward pass in training, parameters left out."""
+    encoder, kept = Encoder(load_model(base, dtype=dtype, quantization="nf4")), {}
+    with lora.lora_encoder(encoder, config(dropout=0.05)) as tuned:
+        model = tuned.loaded.model.train()
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        low = lora.lora_in_input_dtype(model) if dtype != "float32" else nullcontext()
+        ids = tuned.tokenize(dev_sentences())
+        masks = dropout.sentence_masks([(n,) for n in range(len(ids))], list(map(len, ids)))
+        with low, masks, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            vectors = tuned.vectors(ids)
+        assert vectors.requires_grad
+    return sum(kept.values())
+
+
+def dev_sentences() -> list[str]:
+    return [" ".join(WORDS[k:]) for k in range(8)]
+
+
+def test_a_16_bit_step_keeps_16_bit_activations(base):
+    assert kept_bytes(base, "bfloat16") < 0.75 * kept_bytes(base, "float32")
+
+
+def test_lora_in_16_bits_has_the_gradient_of_fp32_even_where_fp16_underflows(base):
+    ids = Encoder(load_model(base)).tokenize(dev_sentences())
+
+    def gradient(dtype, **options):
+        encoder = Encoder(load_model(base, dtype=dtype))
+        with lora.lora_encoder(encoder, config(dropout=0.0)) as tuned:
+            model = tuned.loaded.model
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            torch.manual_seed(0)
+            for p in parameters:
+                p.data.normal_(0, 0.05)
+            with lora.lora_in_input_dtype(model) if dtype != "float32" else nullcontext():
+                contrastive.cached_backward(
+                    tuned.vectors, ids, lambda v: 1e-6 * v.square().mean(), 60,
+                    parameters=parameters, **options,
+                )  # fmt: skip
+            return torch.cat([p.grad.flatten() for p in parameters]).numpy()
+
+    exact = gradient("float32")
+    assert relative(gradient("float16", gradient_peak=1.0), exact) < 0.05
+    assert relative(gradient("bfloat16"), exact) < 0.2
+    assert relative(gradient("float16"), exact) > 0.2, "without scaling it underflows"
+
+
+def test_out_of_memory_halves_the_chunk_and_changes_nothing(base, tmp_path, monkeypatch, caplog):
+    run = config(max_steps=2, dropout=0.1, chunk_tokens=1000)
+    whole = finetune(Encoder(load_model(base)), triplets(), run, tmp_path / "whole")
+    vectors = Encoder.vectors
+
+    def small(self, ids):
+        if sum(map(len, ids)) > 200:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return vectors(self, ids)
+
+    monkeypatch.setattr(Encoder, "vectors", small)
+    cut = finetune(Encoder(load_model(base)), triplets(), run, tmp_path / "cut")
+    assert "out of memory: chunks of" in caplog.text
+    assert np.allclose(cut["loss"][1:], whole["loss"][1:], rtol=1e-4)
+    assert np.allclose(cut["gradient_norm"][1:], whole["gradient_norm"][1:], rtol=1e-4)
+
+
+# Several processes
+
+
+def test_processes_take_their_own_card_and_send_objects_over_gloo(monkeypatch):
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(device))
+    monkeypatch.setattr(
+        processes.dist, "init_process_group", lambda *args, **options: calls.append((args, options))
+    )
+    processes.join("cuda:1")
+    card = torch.device("cuda:1")
+    assert calls == [card, (("cpu:gloo,cuda:nccl",), {"device_id": card})]
+    with pytest.raises(ValueError, match="device='cuda:1', got device='cuda'"):
+        processes.join("cuda")
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size=8 cannot be shared equally by 3 processes"):
+        finetune(Encoder(load_model(base)), triplets(), config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_first_process_reaches_the_others(monkeypatch):
+    sent = []
+
+    def broadcast(said):
+        if processes.rank() == 0:
+            sent[:] = said
+        said[:] = sent
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes.dist, "broadcast_object_list", broadcast)
+    for rank, kind in ((0, ZeroDivisionError), (1, RuntimeError)):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        with pytest.raises(kind, match="division by zero"):
+            processes.on_first(lambda: 1 / 0)
