@@ -3,6 +3,7 @@
 Conda itself is not run here; only its file is compared.
 """
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -161,6 +163,25 @@ def test_the_warning_names_what_comes_and_how_to_stop_it(capsys):
     )
 
 
+def test_set_up_says_what_torch_sees_of_a_gpu(monkeypatch, capsys):
+    code = tool("setup_env").SEES
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    exec(code, {})
+    assert (
+        "sees no GPU: it is built for CUDA 13.0; is the driver too old?" in capsys.readouterr().out
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    card = type("Card", (), {"name": "Tesla T4", "total_memory": 15.8e9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr(torch.cuda, "device", lambda number: contextlib.nullcontext())
+    supported = lambda including_emulation=True: including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    exec(code, {})
+    assert "torch sees Tesla T4, 16 GB, no bf16" in capsys.readouterr().out
+
+
 def test_set_up_repeats_only_the_steps_that_changed_or_were_cut_short(monkeypatch, tmp_path):
     setup, made = tool("setup_env"), []
     for name in ("TORCH", "LOCK", "STAMPS", "PYTHON"):
@@ -169,6 +190,7 @@ def test_set_up_repeats_only_the_steps_that_changed_or_were_cut_short(monkeypatc
     monkeypatch.setattr(setup, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text("a")
     monkeypatch.setattr(setup, "make_venv", lambda: None)
+    monkeypatch.setattr(setup, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(
         setup.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0})
     )

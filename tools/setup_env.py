@@ -49,6 +49,21 @@ for info in site.glob("*.dist-info"):
 """
 
 
+# Run by the environment's Python on a machine with an NVIDIA GPU: what torch sees of it.
+SEES = """
+import torch
+cuda = torch.version.cuda
+if not torch.cuda.is_available():
+    why = f"is built for CUDA {cuda}; is the driver too old?" if cuda else "is a CPU build"
+    print(f"torch {torch.__version__} sees no GPU: it {why}")
+for card in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    of = torch.cuda.get_device_properties(card)
+    with torch.cuda.device(card):
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    print(f"torch sees {of.name}, {of.total_memory / 1e9:.0f} GB, {'bf16' if bf16 else 'no bf16'}")
+"""
+
+
 def say(text):
     print(f"[set-up] {text}", flush=True)
 
@@ -237,6 +252,10 @@ def main():
         stamps[name] = wanted[name]
         write_stamps(stamps)
     say(f"ready after {(time.perf_counter() - start) / 60:.1f} minutes")
+    if has_nvidia_gpu():
+        seen = subprocess.run([str(PYTHON), "-c", SEES], capture_output=True, text=True)
+        lines = (seen.stdout if seen.returncode == 0 else seen.stderr).strip().splitlines()
+        say("; ".join(lines) if seen.returncode == 0 else f"torch cannot be used: {lines[-1:]}")
 
 
 if __name__ == "__main__":
