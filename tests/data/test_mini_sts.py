@@ -192,7 +192,9 @@ def test_merged_set_is_whole_and_the_only_copy():
     if not (DATA / "mini_sts.csv").exists():
         pytest.skip("the parts are not merged yet")
     rows = read(DATA / "mini_sts.csv", COLUMNS)
-    assert len(rows) >= 300, f"mini_sts.csv: {len(rows)} pairs; at least 300"
+    assert len(rows) >= 1000, f"mini_sts.csv: {len(rows)} pairs; at least 1,000"
+    halves = Counter(row["split"] for row in rows)
+    assert abs(halves["dev"] - halves["test"]) <= 10, f"mini_sts.csv: uneven halves {halves}"
     assert len({row["genre"] for row in rows}) >= 5, "mini_sts.csv: fewer than five genres"
     left_over = [path.name for path in DATA.glob("mini_sts_part*.csv")]
     assert not left_over, f"{left_over} repeat what mini_sts.csv holds; remove them"

@@ -479,7 +479,7 @@ def test_the_mini_set(split):
     pairs = load_mini_sts(split)
     assert (pairs.name, pairs.origin, pairs.text_form) == ("mini", "mini", "natural")
     assert (
-        len(pairs) >= 150
+        len(pairs) >= 500
         and len(set(pairs.subset)) >= 5
         and {"negation", "role_swap", "number"} <= set(pairs.kind)
     )
