@@ -160,32 +160,32 @@ def estimate_memory(
     dequantised = widest_matrix * compute if bits < 16 else 0
     cpu = device == "cpu" if device else compute == 4
     if training:
-        kept = batch_tokens * _kept_per_token(shape, compute, mask=4 if cpu else 1)
-        cast = lora_weights(shape) * compute if compute < 4 else 0  # autocast's 16-bit copies
+        kept = batch_tokens * _kept_per_token(shape, compute, compute if cpu else 1)
+        cast = lora_weights(shape) * compute if compute < 4 else 0  # 16-bit copies of the masters
         return Estimate(weights, round(kept + cast + dequantised), 16 * lora_weights(shape))
     packed = matrices * 4 if bits == 32 and matrices * 4 <= PACKED_BYTES else 0
     batch = batch_tokens * widest * compute * (KEPT if cpu else 1) + (WORKSPACE if cpu else 0)
     return Estimate(weights, round(batch + dequantised + packed))
 
 
-def _kept_per_token(shape: Shape, compute: float, mask: int) -> float:
+def _kept_per_token(shape: Shape, compute: float, mask: float) -> float:
     """Bytes a token that autograd keeps, as `saved_tensors_hooks` counts them.
 
     Args:
         shape: The model's numbers.
-        compute: Bytes of a number in the forward pass (autocast's 2, or 4).
-        mask: Bytes of an entry of a dropout mask: 4 on a CPU, 1 on a GPU.
+        compute: Bytes of a number in the forward pass: 2 on a 16-bit base, else 4.
+        mask: Bytes of an entry of a mask of the model's own dropout; LoRA's take 1.
     """
     queries = shape.heads * shape.head_dim
     modules = 7 if shape.gated_mlp else 6
     inputs = (modules - 2) * shape.hidden + queries + shape.ffn  # of all LoRA modules
-    kept = inputs * (mask + compute)  # dropout's mask, and what it lets through
+    kept = inputs * (1 + compute)  # dropout's mask, and what it lets through
     kept += modules * LORA_RANK * compute
     kept += 4 * queries * compute + 4 * shape.heads  # q, k, v, output; softmax's normaliser
     if shape.gated_mlp:  # gate, its activation, up; RMSNorm keeps its input in fp32
         kept += 3 * shape.ffn * compute + 2 * shape.hidden * 4
     else:  # the activation; LayerNorm's input; two dropouts on the residual stream (OPT's)
-        kept += shape.ffn * compute + 2 * shape.hidden * (compute + min(mask, compute))
+        kept += shape.ffn * compute + 2 * shape.hidden * (compute + mask)
     return shape.layers * kept
 
 

@@ -26,7 +26,6 @@ from prompteol_utils.finetuning import (
     TrainingDiverged,
     checkpoints,
     contrastive,
-    dropout,
     finetune,
     lora,
     processes,
@@ -148,8 +147,6 @@ def test_merged_model_needs_no_peft(base, tmp_path):
     expected = Encoder(tuned).encode(["A cat.", "A dog sings."])
     adapters.merge(tuned, tmp_path / "merged")
     merged = load_model(str(tmp_path / "merged"))
-
-
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "merged").iterdir()}
     assert modes == {(tmp_path / "merged").stat().st_mode & 0o666}
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
@@ -713,34 +710,8 @@ def test_a_16_bit_base_is_the_same_afterwards_and_scores_as_it_will_be_loaded(
         assert not np.array_equal(tuned.encode(texts), before)
 
 
-def kept_bytes(base, dtype) -> int:
-    """What autograd keeps of one forward pass in training, parameters left out."""
-    encoder, kept = Encoder(load_model(base, dtype=dtype, quantization="nf4")), {}
-    with lora.lora_encoder(encoder, config(dropout=0.05)) as tuned:
-        model = tuned.loaded.model.train()
-        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def keep(tensor):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        low = lora.lora_in_input_dtype(model) if dtype != "float32" else nullcontext()
-        ids = tuned.tokenize(dev_sentences())
-        masks = dropout.sentence_masks([(n,) for n in range(len(ids))], list(map(len, ids)))
-        with low, masks, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            vectors = tuned.vectors(ids)
-        assert vectors.requires_grad
-    return sum(kept.values())
-
-
 def dev_sentences() -> list[str]:
     return [" ".join(WORDS[k:]) for k in range(8)]
-
-
-def test_a_16_bit_step_keeps_16_bit_activations(base):
-    assert kept_bytes(base, "bfloat16") < 0.75 * kept_bytes(base, "float32")
 
 
 def test_lora_in_16_bits_has_the_gradient_of_fp32_even_where_fp16_underflows(base):

@@ -1,12 +1,15 @@
 """Estimates: counted weights equal real ones, more is never cheaper, and a model that does not fit says so before it loads."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 import transformers
 
-from prompteol_utils.models import MODELS, adapters, load_model, memory, save_tiny, tiny_model
+from prompteol_utils.encoder import Encoder
+from prompteol_utils.finetuning import FinetuneConfig, dropout, lora
+from prompteol_utils.models import MODELS, load_model, memory, save_tiny, tiny_model
 from prompteol_utils.models.tiny import ARCHITECTURES
 from prompteol_utils.utils import devices
 
@@ -69,35 +72,34 @@ def test_known_sizes():
     assert training.training > 0 and training.activations > sizes[4].activations
 
 
-def kept_for_backward(model, tokens, autocast):
-    """Bytes that autograd keeps of one forward pass, parameters aside."""
-    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+def kept_for_backward(encoder, ids):
+    """Bytes that autograd keeps of one chunk of `finetune`, parameters aside."""
+    options = FinetuneConfig(rank=memory.LORA_RANK, dropout=0.05)
     kept = {}
+    with lora.lora_encoder(encoder, options) as tuned:
+        model = tuned.loaded.model.train()
+        own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage  # held, so that no address is used twice
+            return tensor
 
-    mask = torch.ones_like(tokens)
-    mask[0, :4] = 0  # padding
-    with (
-        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        states = model.get_base_model().base_model(
-            input_ids=tokens, attention_mask=mask, use_cache=False
-        )
-        total = states.last_hidden_state.sum()
-    assert total.requires_grad
+        low = tuned.loaded.dtype != "float32"
+        with (
+            lora.lora_in_input_dtype(model) if low else nullcontext(),
+            dropout.sentence_masks([(n,) for n in range(len(ids))], list(map(len, ids))),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            assert tuned.vectors(ids).requires_grad
     return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("architecture", ["opt", "llama"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4"])
 def test_training_keeps_what_is_estimated(architecture, precision, tmp_path):
-    """LoRA of rank 64 in fp32 with dropout, 16-bit bases under autocast, as `finetune` trains."""
+    """LoRA of rank 64 with dropout, fp32 masters that compute in a base's 16 bits."""
     sizes = {"hidden_size": 256, "num_hidden_layers": 6}
     if architecture == "opt":
         sizes |= {"ffn_dim": 1024, "word_embed_proj_dim": 256}
@@ -109,21 +111,17 @@ def test_training_keeps_what_is_estimated(architecture, precision, tmp_path):
         dtype="float32" if precision == "float32" else "bfloat16",
         quantization="nf4" if precision == "nf4" else None,
     )
-    options = {"rank": memory.LORA_RANK, "alpha": 16, "dropout": 0.05}
-    tuned = adapters.add_lora(loaded.model, **options).train()
-    for weight in tuned.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    tokens = torch.randint(3, 400, (16, 48))
+    ids = torch.randint(3, 400, (16, 48)).tolist()
+    ids[0] = ids[0][:44]  # padding, and so a mask
     bits = {"float32": 32, "bfloat16": 16, "nf4": 4}[precision]
     estimate = memory.estimate_memory(
         memory.shape_of(loaded.model.config),
         bits=bits,
-        batch_tokens=tokens.numel(),
+        batch_tokens=16 * 48,
         training=True,
         device="cpu",
     )
-    measured = kept_for_backward(tuned, tokens, autocast=bits != 32)
+    measured = kept_for_backward(Encoder(loaded, prefix_cache=False), ids)
     print(f"{architecture} {precision}: {estimate.activations / measured:.3f}")
     assert estimate.activations == pytest.approx(measured, rel=0.15)
 
