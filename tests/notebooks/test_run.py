@@ -44,7 +44,7 @@ def notebook(
         code(parameters, "parameters"),
         code("{'N': N, 'rate': math.floor(RATE), 'name': NAME}", "result"),
         *body,
-        code(EXERCISE, "exercise", wrong_answer="[5, -4][0]"),
+        code(EXERCISE, "exercise", wrong_answer={"[5, -4][0]": "add"}, right_answer=["4", "4.0"]),
         code("check_1(2 + 2)", "solution"),
     ]
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": dict(rules.KERNELSPEC)}), path)
@@ -394,19 +394,37 @@ def test_nbval_compares_marked_outputs_on_copies_with_smoke_values(published, tm
     assert done.returncode == 1 and "[1, 2, 4]" in done.stdout and "1 failed" in done.stdout
 
 
-@pytest.mark.parametrize("spoil", ["accepts the wrong answer", "does not say 'not yet'"])
-def test_nbval_copy_feeds_each_check_a_wrong_answer(published, tmp_path, spoil):
-    swap = ("assert answer == 4", "assert answer") if "accepts" in spoil else ('"not yet"', '"no"')
-    _edit(
-        published,
-        lambda nb: rules.tagged(nb, "exercise")[0].update(
-            source=rules.tagged(nb, "exercise")[0].source.replace(*swap)
-        ),
-    )
+SPOILED = {
+    "accepts the wrong answer 5": ("assert answer == 4", "assert answer"),
+    "refuses the right answer 4.0": ("answer == 4", "answer == 4 and type(answer) is int"),
+    "refuses 5 without saying 'add'": ('"add"', '"no"'),
+    "does not say 'not yet'": ('"not yet"', '"no"'),
+}
+
+
+@pytest.mark.parametrize("told", SPOILED)
+def test_nbval_copy_gives_each_check_wrong_and_right_answers(published, tmp_path, told):
+    def spoil(nb):
+        cell = rules.tagged(nb, "exercise")[0]
+        cell.source = cell.source.replace(*SPOILED[told])
+
     (tmp_path / "profiles.yml").write_text("smoke: {}\n")
-    run.smoke_copies(tmp_path / "copies", [published], profiles=tmp_path / "profiles.yml")
-    done = _nbval(tmp_path / "copies")
-    assert done.returncode == 1 and spoil in done.stdout
+    _edit(published, spoil)
+    (copy,) = run.smoke_copies(tmp_path / "copies", [published], profiles=tmp_path / "profiles.yml")
+    exercise, *_, test = (cell.source for cell in cells(copy)[-3:])
+    names = {}
+    exec(exercise, names)
+    with pytest.raises(RuntimeError, match=told):
+        exec(test, names)
+
+
+@pytest.mark.parametrize("given", ["5", ["5"], {"5": ""}])
+def test_answers_are_one_expression_a_list_or_an_object(given):
+    cell = code(EXERCISE, "exercise", wrong_answer=given)
+    assert rules.answers(cell, "wrong_answer") == {"5": ""}
+    assert rules.answers(cell, "right_answer") == {}
+    names = {}
+    exec(f"{cell.source}\n{run.exercise_test(cell)}", names)
 
 
 def test_parameters_are_replaced_in_place(tmp_path):

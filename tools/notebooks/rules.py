@@ -28,6 +28,7 @@ CELL_METADATA = (
     "tags",
     "jupyter",
     "wrong_answer",
+    "right_answer",
 )  # all else (timestamps, papermill, widgets, colab) is taken out
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/<~&;=\\})\]])(?:file://|/[A-Za-z_][\w.+-]*/[\w.]|[A-Z]:\\\w)"
@@ -340,6 +341,23 @@ def _exercise_problems(nb) -> Iterator[str]:
             for text in texts(output).values()
         ):
             yield f"the solution of {name} says 'not yet'"
+
+
+def answers(cell, kind: str) -> dict[str, str]:
+    """The answers that an exercise's check is tried with.
+
+    Args:
+        cell: An exercise cell. Its metadata hold one expression, a list of them, or an object that
+            gives each wrong expression the words that the check's message must contain.
+        kind: "wrong_answer" or "right_answer".
+
+    Returns:
+        The expressions, each with the words that the message must contain ("": any message).
+    """
+    given = cell.metadata.get(kind) or []
+    if isinstance(given, str):
+        given = [given]
+    return dict(given) if isinstance(given, dict) else dict.fromkeys(given, "")
 
 
 def exercise_check(cell) -> str | None:

@@ -20,6 +20,7 @@ from tools.notebooks.rules import (
     NOTEBOOKS,
     ROOT,
     NotebookError,
+    answers,
     assignments,
     exercise_check,
     find,
@@ -286,15 +287,32 @@ def _show_table(outcomes: list[Outcome]) -> None:
 
 
 EXERCISE_TEST = """
-for _wrong in [{wrong}]:
+for _wrong, _rule in [{wrong}]:
     try:
         {name}(_wrong)
-    except AssertionError:
-        continue
+    except AssertionError as _error:
+        if _rule in str(_error):
+            continue
+        raise RuntimeError(f"{name} refuses {{_wrong!r}} without saying {{_rule!r}}: {{_error}}")
     raise RuntimeError(f"{name} accepts the wrong answer {{_wrong!r}}")
+for _right in [{right}]:
+    try:
+        _said = {name}(_right)
+    except AssertionError as _error:
+        raise RuntimeError(f"{name} refuses the right answer {{_right!r}}: {{_error}}")
+    if _said == "not yet":
+        raise RuntimeError(f"{name} says 'not yet' to the right answer {{_right!r}}")
 if {name}(None) != "not yet":
     raise RuntimeError("{name}(None) does not say 'not yet'")
 """
+
+
+def exercise_test(cell) -> str:
+    """Code that gives an exercise's check its wrong answers, its right ones and None."""
+    wrong = (f"(({given}), {rule!r})" for given, rule in answers(cell, "wrong_answer").items())
+    right = (f"({given})" for given in answers(cell, "right_answer"))
+    tried = {"wrong": ", ".join(wrong), "right": ", ".join(right)}
+    return EXERCISE_TEST.format(name=exercise_check(cell), **tried).strip()
 
 
 def smoke_copies(
@@ -306,7 +324,8 @@ def smoke_copies(
     """Copies for nbval: the profile's values in the parameters cell, committed outputs kept only
     where they are compared.
 
-    Each copy ends with cells that give every exercise's check its wrong answers and None.
+    Each copy ends with cells that give every exercise's check its wrong answers, its right ones
+    and None.
 
     Args:
         folder: Where the copies go; it is made anew.
@@ -329,14 +348,8 @@ def smoke_copies(
                 if cell.cell_type == "code" and COMPARED not in cell.metadata.get("tags", ()):
                     cell.outputs, cell.execution_count = [], None
             for cell in tagged(nb, "exercise"):
-                wrong = cell.metadata.get("wrong_answer")
-                if name := cell.cell_type == "code" and exercise_check(cell):
-                    wrong = ", ".join([wrong] if isinstance(wrong, str) else wrong or [])
-                    nb.cells.append(
-                        nbformat.v4.new_code_cell(
-                            EXERCISE_TEST.format(name=name, wrong=wrong).strip()
-                        )
-                    )
+                if cell.cell_type == "code" and exercise_check(cell):
+                    nb.cells.append(nbformat.v4.new_code_cell(exercise_test(cell)))
             write(nb, fresh / path.name)
     return sorted(Path(folder).glob("*.ipynb"))
 
