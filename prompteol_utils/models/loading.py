@@ -71,7 +71,8 @@ def load_model(
         name_or_path: A name in `MODELS`, a hub id ("org/name"), or a folder with a saved model.
         dtype: None chooses fp32 on a CPU and bf16/fp16 on a GPU; always passed on explicitly, since
             transformers would otherwise take the checkpoint's own (fp16 for OPT).
-        quantization: None, "nf4" (4-bit with double quantisation, as in the paper) or "int8".
+        quantization: None, "nf4" (4-bit with double quantisation, as in the paper) or "int8",
+            whose vectors depend a little (about 1 %) on what else is in their batch.
         device: None chooses the GPU if there is one; with several, a model that does not fit on
             one is spread over all.
         adapter: A LoRA adapter's hub id or folder (or that of the run that made it), put on top; a
@@ -90,6 +91,8 @@ def load_model(
             said before anything is read.
     """
     place = devices.choose_device(device)
+    if dtype is None and quantization == "int8" and place.type == "cuda":
+        dtype = torch.float16  # bitsandbytes' 8-bit product computes in it, and casts any other
     dtype = devices.choose_dtype(place, dtype)
     if quantization not in memory.BITS:
         raise ValueError(f"unknown quantization {quantization!r}; allowed: None, 'nf4', 'int8'")
@@ -259,7 +262,8 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype):
         return None
     from transformers import BitsAndBytesConfig
 
-    if quantization == "int8":
+    if quantization == "int8":  # in other dtypes than fp16 it logs a line for every product
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""A local folder is known by its content: other weights, tokenizer or configuration are another model."""
+"""A local folder is known by its content: other weights or tokenizer, another model."""
 
 import os
 import shutil

@@ -83,6 +83,12 @@ def test_quantised_model_is_near_but_not_equal(quantization, tmp_path):
     assert ("Linear4bit" if quantization == "nf4" else "Linear8bitLt") in kinds
 
 
+def test_int8_does_not_log_every_product(tmp_path, caplog):
+    loaded = load_model(str(save_tiny("llama", tmp_path)), quantization="int8")
+    Encoder(loaded).encode(SENTENCES)
+    assert "will be cast" not in caplog.text
+
+
 def test_adapter_goes_on_top(tmp_path):
     from peft import LoraConfig, get_peft_model
 

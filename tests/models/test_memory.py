@@ -1,4 +1,4 @@
-"""Estimates: counted weights equal real ones, more is never cheaper, and a model that does not fit says so before it loads."""
+"""Estimates: counted weights equal real ones; what does not fit is refused before it loads."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -9,7 +9,15 @@ import transformers
 
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.finetuning import FinetuneConfig, dropout, lora
-from prompteol_utils.models import MODELS, load_model, memory, save_tiny, tiny_model
+from prompteol_utils.models import (
+    MODELS,
+    ModelSpec,
+    find_spec,
+    load_model,
+    memory,
+    save_tiny,
+    tiny_model,
+)
 from prompteol_utils.models.tiny import ARCHITECTURES
 from prompteol_utils.utils import devices
 
@@ -20,7 +28,7 @@ GB = 1e9
     "architecture", ["opt", "opt-350m", "llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt-neox"]
 )
 def test_counted_weights_are_the_models(architecture):
-    """On models wide enough that norms, biases and positions are the hundredth that the planner leaves out."""
+    """Wide enough that norms, biases and positions are the hundredth that is left out."""
     fields = {
         "hidden_size": 256,
         "num_attention_heads": 8,
@@ -41,11 +49,18 @@ def test_counted_weights_are_the_models(architecture):
 
 @pytest.mark.parametrize("name", ["opt-1.3b", "opt-350m", "llama-7b", "qwen3-0.6b", "pythia-1b"])
 def test_numbers_of_a_row_build_its_model(name):
-    """The row's numbers put into transformers' configuration give a model (without memory for it) of the estimated size."""
+    """An entry's numbers, as a transformers configuration, give a model of the estimated size."""
     spec, shape = MODELS[name], MODELS[name].shape
     config_class = getattr(transformers, ARCHITECTURES[spec.architecture][0])
-    fields = {"vocab_size": shape.vocab, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-              "max_position_embeddings": shape.positions, "tie_word_embeddings": shape.tied, "intermediate_size": shape.ffn}  # fmt: skip
+    fields = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.positions,
+        "tie_word_embeddings": shape.tied,
+        "intermediate_size": shape.ffn,
+    }
     if spec.architecture.startswith("opt"):
         fields |= {"ffn_dim": shape.ffn, "word_embed_proj_dim": shape.embedding}
     if spec.architecture == "qwen3":
@@ -55,6 +70,31 @@ def test_numbers_of_a_row_build_its_model(name):
     assert memory.estimate_memory(spec, bits=16, batch_tokens=1).weights == pytest.approx(
         2 * model.num_parameters(), rel=0.02
     )
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_weight_of_a_folder_is_counted(architecture, tmp_path):
+    spec = find_spec(str(save_tiny(architecture, tmp_path / "own")))
+    model = load_model(str(tmp_path / "own")).model
+    assert spec.name == "own" and sum(spec.weights) == sum(p.numel() for p in model.parameters())
+    table = memory.fitting_table([spec, "opt-125m"])
+    assert table["model"].tolist() == ["own", "opt-125m"]
+    assert table["billions"][0] == sum(spec.weights) / 1e9
+
+
+def test_experts_are_counted():
+    """Mixtral 8x7B has 46.7 billion weights, of which 7 are at work at a time."""
+    config = transformers.MixtralConfig()
+    counted = memory.count_weights(transformers.AutoModelForCausalLM, config)
+    spec = ModelSpec("mixtral", "", "", "", "", shape=memory.shape_of(config), weights=counted)
+    assert sum(counted) == pytest.approx(46.7e9, rel=0.01)
+    need = memory.estimate_memory(spec, bits=16, batch_tokens=1)
+    assert need.weights == pytest.approx(93.4e9, rel=0.01)
+
+
+def test_numbers_that_differ_by_layer_are_no_obstacle():
+    config = transformers.Gemma3nTextConfig(num_hidden_layers=2, intermediate_size=[64, 128])
+    assert memory.shape_of(config).ffn == 128
 
 
 def test_known_sizes():

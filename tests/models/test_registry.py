@@ -1,4 +1,4 @@
-"""Every row of the registry: complete, of the size that its name says, and its whole class path runs on a tiny model in its place."""
+"""Every entry: complete, of the size that its name says, its class path run on a tiny model."""
 
 import csv
 import functools
@@ -17,9 +17,15 @@ from prompteol_utils.prompts import get_prompt
 from prompteol_utils.results import paper_table
 
 SENTENCES = [
-    "The cat sleeps.", "Rain falls on the harbour while nobody is looking at the old boats!", "'Yes', she said.", '"Quoted" and odd',
-    "Two engineers repair the bridge at night.", "12 % of 2024", "Bread rises; why?", "A",
-]  # fmt: skip
+    "The cat sleeps.",
+    "Rain falls on the harbour while nobody is looking at the old boats!",
+    "'Yes', she said.",
+    '"Quoted" and odd',
+    "Two engineers repair the bridge at night.",
+    "12 % of 2024",
+    "Bread rises; why?",
+    "A",
+]
 DECODERS = sorted(set(ARCHITECTURES) - set(ENCODERS) - {"lfm2"})
 
 
@@ -37,7 +43,7 @@ def distance(vectors):
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """The folder of a tiny model of an architecture; with a dense layer for those that read one, or a LoRA adapter."""
+    """The folder of a tiny model, with what its entry puts on top: a dense layer, an adapter."""
 
     @functools.cache
     def make(architecture, extra=""):
@@ -173,7 +179,7 @@ def test_poolings_refuse_models_that_they_do_not_suit(stand_in):
 
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_four_bits_keep_the_order_of_similarities(architecture, tmp_path):
-    """NF4 on a random model: encode equals the plain loop, and similarities are ranked as in fp32 (correlation of 0.8 or more)."""
+    """NF4: encode equals the reference, and similarities are ranked nearly as in fp32."""
     wide = {"n_embd": 128} if architecture == "gpt2" else {"hidden_size": 128}
     if architecture.startswith("opt"):
         wide |= {"word_embed_proj_dim": 128 if architecture == "opt" else 64, "ffn_dim": 256}
@@ -232,12 +238,22 @@ def test_rows_are_complete():
 
 @pytest.mark.parametrize("name", [name for name in MODELS if re.search(r"\d[bm]", name)])
 def test_size_is_what_the_name_says(name):
-    """The numbers of a row, multiplied out, give the parameters that its name promises (a twentieth off at most)."""
+    """An entry's numbers, multiplied out, give what its name promises, a twentieth off at most."""
     number, unit = re.findall(r"(\d+(?:\.\d+)?)([bm])(?![a-z]*\d)", name)[-1]
     said = float(number) * {"b": 1e9, "m": 1e6}[unit]
     count = sum(memory.parameters(MODELS[name].shape, MODELS[name].kind).values())
-    exact = {"opt-350m": 331e6, "qwen2.5-0.5b": 0.49e9, "qwen2.5-7b": 7.6e9, "qwen2.5-14b": 14.8e9, "qwen3-14b": 14.8e9, "llama-7b": 6.7e9,
-             "llama-2-7b": 6.7e9, "llama-30b": 32.5e9, "llama-3.2-1b": 1.24e9, "llama-3.2-3b": 3.2e9}  # fmt: skip
+    exact = {
+        "opt-350m": 331e6,
+        "qwen2.5-0.5b": 0.49e9,
+        "qwen2.5-7b": 7.6e9,
+        "qwen2.5-14b": 14.8e9,
+        "qwen3-14b": 14.8e9,
+        "llama-7b": 6.7e9,
+        "llama-2-7b": 6.7e9,
+        "llama-30b": 32.5e9,
+        "llama-3.2-1b": 1.24e9,
+        "llama-3.2-3b": 3.2e9,
+    }
     said = exact.get(name.removeprefix("prompteol-"), said)  # where the name rounds by more
     assert count == pytest.approx(said, rel=0.05)
 

@@ -103,7 +103,8 @@ def test_atomic_file_keeps_permissions_and_follows_a_link(tmp_path):
 
 def test_killed_file_writer_leaves_a_whole_file(tmp_path, python):
     process = python(
-        "import sys, itertools\nfor n in itertools.cycle('abc'):\n    with files.atomic_file('a', 'w') as file:\n"
+        "import sys, itertools\nfor n in itertools.cycle('abc'):\n"
+        "    with files.atomic_file('a', 'w') as file:\n"
         "        file.write(n * 5_000_000)\n    print('x', file=sys.stderr, flush=True)"
     )
     process.stderr.readline()
@@ -272,7 +273,8 @@ def test_atomic_folder_meets_another_that_came_in_between(tmp_path, monkeypatch)
 
 def test_lock_says_whom_it_waits_for_and_gives_up(tmp_path, python, capsys, monkeypatch):
     holder = python(
-        'import sys, time\nwith files.lock("a"):\n    print("in", file=sys.stderr, flush=True)\n    time.sleep(60)'
+        'import sys, time\nwith files.lock("a"):\n'
+        '    print("in", file=sys.stderr, flush=True)\n    time.sleep(60)'
     )
     holder.stderr.readline()
     start = time.monotonic()
