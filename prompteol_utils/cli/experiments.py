@@ -28,7 +28,9 @@ def add_commands(subcommand) -> None:
     shared.add(grid, "demonstration", "device", "batch-tokens")
     shared.add(grid, "tasks", default=None, help="STS tasks (default: stsb; --paper: all seven)")
     shared.add(grid, "split", *shared.SAMPLE)
-    grid.add_argument("--retry", action="store_true", help="try failed cells again")
+    grid.add_argument(
+        "--skip-failed", action="store_true", help="leave cells that failed before as they are"
+    )
     paper = grid.add_argument_group("with --paper")
     paper.add_argument(
         "--transfer", action="store_true", help="the seven transfer tasks instead of STS"
@@ -59,7 +61,7 @@ def _grid(options: argparse.Namespace) -> int:
     demonstrations = [parse_demonstration(text) for text in options.demonstration]
     names = options.prompt or (["prompteol"] if demonstrations else None)
     prompts = names and [with_demonstrations(name, demonstrations) for name in names]
-    settings = ("split", "root", "limit", "seed", "device", "batch_tokens", "retry")
+    settings = ("split", "root", "limit", "seed", "device", "batch_tokens", "skip_failed")
     table = sweep.grid(
         options.model,
         options.tasks or ["stsb"],

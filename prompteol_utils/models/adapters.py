@@ -151,7 +151,7 @@ def attach(loaded, adapter: str | os.PathLike, folder: str | os.PathLike = ""):
     if not Path(place).is_dir():
         label, place = _from_hub(place)
     place = Path(place)
-    label = label or _name(place)
+    label = label or name_of(place)
     _check_kind(place)
     _check_base(loaded, place, label, Path(folder))
     tuned = _load(loaded, place).eval()
@@ -259,7 +259,7 @@ def _from_hub(hub_id: str) -> tuple[str, str]:
     return f"{hub_id}@{commit[:8]}", folder
 
 
-def _name(place: Path) -> str:
+def name_of(place: Path) -> str:
     """Folder and weights' checksum; with the settings' digest where the record has no equal one."""
     folder = place.resolve()
     label = folder.parent.name if folder.name == "adapter" else folder.name

@@ -1,17 +1,20 @@
-"""`reproduce`, with a tiny model in OPT's place: cost first, a verdict per task, and no verdict where the measurement is another one."""
+"""The paper's systems again, with a tiny model in OPT's place: cost first, a verdict per task."""
 
-import pandas as pd
+from dataclasses import replace
+
 import pytest
+from transformers import AutoConfig
 
 from prompteol_utils import results
-from prompteol_utils.cli import evaluate
 from prompteol_utils.cli.main import main
 from prompteol_utils.data import TRANSFER_TASKS, load_transfer
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.experiments import reproduction
-from prompteol_utils.models import MODELS, load_model, save_tiny
+from prompteol_utils.evaluation import reported_split
+from prompteol_utils.experiments import reproduction, sweep
+from prompteol_utils.models import MODELS, load_model, memory, save_tiny
 from prompteol_utils.models.registry import NOT_REPRODUCED
-from prompteol_utils.results import published
+from prompteol_utils.results import MeasurementKey, published
+from prompteol_utils.utils import devices
 
 NAMES = ["Anna", "Boris", "Chloe", "Dmitri", "Elena", "Farid", "Greta"]
 ACTS = ["bakes a cake", "reads a map", "paints the door", "feeds the geese", "mends a net"]
@@ -20,6 +23,17 @@ ACTS = ["bakes a cake", "reads a map", "paints the door", "feeds the geese", "me
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory):
     return str(save_tiny("opt", tmp_path_factory.mktemp("opt")))
+
+
+@pytest.fixture
+def tiny_shapes(monkeypatch):
+    """The registry takes tiny models for the published ones."""
+
+    def take(name, folder):
+        shape = memory.shape_of(AutoConfig.from_pretrained(folder))
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], shape=shape))
+
+    return take
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +72,12 @@ def test_every_row_of_the_sts_tables_has_a_command_or_a_reason():
 
 
 def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(
-    opt, root, tmp_path, monkeypatch, capsys
+    opt, root, tmp_path, monkeypatch, capsys, tiny_shapes
 ):
+    tiny_shapes("opt-125m", opt)
     arguments = [
-        "reproduce",
+        "grid",
+        "--paper",
         "opt-125m",
         "--tasks",
         "stsb",
@@ -75,8 +91,9 @@ def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(
     assert main(arguments) == 1
     shown = capsys.readouterr().out
     assert (
-        shown.index("facebook/opt-125m, a download of 0.2 GB") < shown.index("fail")
-        and "hours on an H100" in shown
+        shown.index("facebook/opt-125m, a download of ") < shown.index("fail")
+        and "seconds on an H100" in shown
+        and "0.000 hours" not in shown
     )
     row = results.Store(tmp_path / "rows.jsonl").rows()[0]
     assert (row["model"], row["n"], row["weight_origin"]) == (
@@ -94,13 +111,46 @@ def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(
     assert len(results.Store(tmp_path / "rows.jsonl").rows()) == 1, "nothing was measured twice"
 
 
-def test_another_precision_or_set_gets_no_verdict(opt, tmp_path, monkeypatch):
+def test_the_cost_is_said_before_data_is_looked_for(
+    opt, tmp_path, monkeypatch, capsys, tiny_shapes
+):
+    """And the small sets of the project never stand in for SentEval's."""
+    tiny_shapes("opt-125m", opt)
     monkeypatch.delenv("PROMPTEOL_SENTEVAL", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    table = reproduction.reproduce(
-        "opt-125m", tmp_path / "rows.jsonl", tasks=["stsb"], weights=opt
-    )  # the mini set
-    assert table["verdict"].tolist() == ["not comparable"] and pd.isna(table["difference"][0])
+    with pytest.raises(ValueError, match=r"stsb is not there: name its folder \(--root"):
+        reproduction.reproduce("opt-125m", tmp_path / "rows.jsonl", tasks=["stsb"], weights=opt)
+    assert "opt-125m: facebook/opt-125m" in capsys.readouterr().out
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_weights_of_another_shape_are_refused(opt, root, tmp_path):
+    settings = {"tasks": ["stsb"], "root": root, "weights": opt}
+    with pytest.raises(ValueError, match=r"is no opt-125m: layers \d+, hidden .* has 12, 768"):
+        reproduction.reproduce("opt-125m", tmp_path / "rows.jsonl", **settings)
+
+
+def test_a_failure_has_its_reason_and_is_tried_again(opt, root, tmp_path, monkeypatch, tiny_shapes):
+    tiny_shapes("opt-125m", opt)
+    settings = {"tasks": ["stsb"], "root": root, "weights": opt}
+    load = sweep.load_model
+
+    def full(*arguments, **options):
+        raise devices.NotEnoughMemoryError("it needs 140 GB")
+
+    monkeypatch.setattr(sweep, "load_model", full)
+    failed = reproduction.reproduce("opt-125m", tmp_path / "rows.jsonl", **settings)
+    assert failed[["verdict", "reason"]].to_numpy().tolist() == [
+        ["failed", "loading: it needs 140 GB"]
+    ]
+    monkeypatch.setattr(sweep, "load_model", load)
+    again = reproduction.reproduce("opt-125m", tmp_path / "rows.jsonl", **settings)
+    assert again["verdict"].tolist() == ["fail"] and again["ours"].notna().all()
+
+
+def test_durations_have_a_unit_that_shows_them():
+    found = [reproduction._duration(seconds) for seconds in (0.001, 40, 400, 9000)]
+    assert found == ["1 seconds", "40 seconds", "6.7 minutes", "2.5 hours"]
 
 
 # --- transfer
@@ -159,10 +209,12 @@ def test_every_transfer_row_has_a_command_or_a_reason():
 
 
 def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(
-    opt, small, tmp_path, monkeypatch, capsys
+    opt, small, tmp_path, monkeypatch, capsys, tiny_shapes
 ):
+    tiny_shapes("opt-6.7b", opt)
     arguments = [
-        "reproduce",
+        "grid",
+        "--paper",
         "opt-6.7b",
         "--transfer",
         "--root",
@@ -175,7 +227,7 @@ def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(
     assert main(arguments) == 1
     shown = capsys.readouterr().out
     assert (
-        shown.index("facebook/opt-6.7b, a download of 13.3 GB")
+        shown.index("facebook/opt-6.7b, a download of ")
         < shown.index("sentences encoded")
         < shown.index("fail")
     )
@@ -199,12 +251,15 @@ def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(
     assert main(arguments) == 1 and "not comparable" in capsys.readouterr().out, (
         "one smaller set, and the average is another"
     )
-    assert main(["reproduce", "opt-6.7b", "--tasks", "mr", "trec", "--root", small]) == 2
+    assert main([*arguments, "--tasks", "mr", "trec"]) == 2
     assert "no number is published for mr, trec; there is: avg" in capsys.readouterr().err
 
 
-def test_single_tasks_resume_and_are_rows_of_the_verb_transfer(small, tmp_path, monkeypatch):
+def test_single_tasks_resume_and_are_records_of_the_command_transfer(
+    small, tmp_path, monkeypatch, tiny_shapes
+):
     llama = str(save_tiny("llama", tmp_path / "llama", hidden_size=64, intermediate_size=128))
+    tiny_shapes("llama-2-7b", llama)
     settings = {"root": small, "weights": llama}
     first = reproduction.reproduce_transfer(
         "llama-2-7b", tmp_path / "rows.jsonl", tasks=["cr"], **settings
@@ -221,22 +276,31 @@ def test_single_tasks_resume_and_are_rows_of_the_verb_transfer(small, tmp_path, 
     store = results.Store(tmp_path / "rows.jsonl")
     assert [row["task"] for row in store.rows()] == ["cr", "trec"], "nothing is measured twice"
     encoder = Encoder(load_model("llama-2-7b", weights=llama))
-    options = type("Options", (), {"layer": -1, "seed": 0, "limit": None, "folds": 10})
-    for task in ("cr", "trec"):
-        assert store.done(
-            evaluate._key(encoder, load_transfer(task, root=small), options, "senteval", 1111)
+    for name in ("cr", "trec"):
+        task = load_transfer(name, root=small)
+        key = MeasurementKey.of(
+            encoder,
+            task,
+            reported_split(task),
+            kind="transfer",
+            seed=1111,
+            **sweep.transfer_settings("senteval"),
         )
+        assert store.done(key)
     quantised = reproduction.reproduce_transfer(
         "llama-2-7b", tmp_path / "nf4.jsonl", tasks=["cr"], precision="nf4", **settings
     )
     assert (
-        quantised["verdict"].tolist() == ["not comparable"] and quantised["difference"].isna().all()
+        quantised["verdict"].tolist() == ["not comparable"]
+        and quantised["reason"].tolist() == ["measured in nf4"]
+        and quantised["difference"].isna().all()
     )
 
 
-def test_another_folder_of_weights_finds_no_vectors_of_the_first(small, tmp_path):
+def test_another_folder_of_weights_finds_no_vectors_of_the_first(small, tmp_path, tiny_shapes):
     for seed in (0, 1):
         folder = save_tiny("llama", tmp_path / f"llama{seed}", seed=seed)
+        tiny_shapes("llama-2-7b", folder)
         reproduction.reproduce_transfer(
             "llama-2-7b", tmp_path / f"{seed}.jsonl", tasks=["cr"], root=small, weights=folder
         )
@@ -244,7 +308,7 @@ def test_another_folder_of_weights_finds_no_vectors_of_the_first(small, tmp_path
 
 
 def test_an_unknown_task_is_named(capsys):
-    assert main(["reproduce", "opt-125m", "--tasks", "stsb", "sst5"]) == 2
+    assert main(["grid", "--paper", "opt-125m", "--output", "x", "--tasks", "stsb", "sst5"]) == 2
     assert "unknown task 'sst5'; allowed: sts12, " in capsys.readouterr().err
 
 
@@ -258,16 +322,11 @@ def test_unknown_name_lists_what_there_is():
 
 
 def test_no_system_is_silently_missing(capsys):
-    assert (
-        main(["states"]) == 0
-        and main(["reproduce"]) == 0
-        and main(["plan", "opt-6.7b", "opt-66b"]) == 0
-    )
+    assert main(["grid", "--paper", "--output", "x"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in MODELS) and all(
-        system in shown for system in NOT_REPRODUCED
-    )
+    assert "opt-125m-icl" in shown and "llama-2-7b" in shown
     states = reproduction.reproduction_status().set_index("system")
+    assert set(states.index) == {*MODELS, *NOT_REPRODUCED}
     assert states.loc["smollm2-135m-instruct", "state"] == "real weights"
     assert (
         states.loc["opt-6.7b", "state"] == "class path on a tiny opt"

@@ -1,10 +1,6 @@
 """Grids keep what is done through kills and through cells that do not fit; their rows are those of the verb `sts`."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +8,7 @@ import torch
 
 from prompteol_utils import experiments
 from prompteol_utils.cli.main import main
+from prompteol_utils.data import load_sts
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.experiments import sweep
 from prompteol_utils.models import save_tiny
@@ -93,42 +90,48 @@ def test_done_cells_load_no_model(models, tmp_path, monkeypatch):
     assert loads == models[:1]
 
 
-def test_three_kills_then_the_same_rows_as_an_unbroken_run(models, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "prompteol_utils",
-        "grid",
-        "--models",
-        *models,
-        "--prompt",
-        "prompteol",
-        "means",
-        "--limit",
-        "30",
-    ]
-    store, finished = Store(tmp_path / "killed.jsonl"), 0
-    environment = {**os.environ, **OFFLINE}
-    for rows in (0, 1, 3):  # killed before its first row, after it, and with the second model
-        process = subprocess.Popen(
-            [*command, "--output", str(store.path)], env=environment, stdout=subprocess.DEVNULL
-        )
-        started = time.monotonic()
-        while (
-            process.poll() is None and len(store.rows()) < rows and time.monotonic() - started < 120
-        ):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        finished += process.wait() == 0
-        assert len(store.rows()) >= rows
-    assert finished == 0, "every kill met a run at work"
+def test_an_interrupted_grid_ends_in_the_same_records(models, tmp_path, monkeypatch):
     settings = {"prompts": ["prompteol", "means"], "limit": 30}
-    after = experiments.grid(models, ["stsb"], store, **settings)
+    append, left = Store.append, []
+
+    def stopping(self, *rows):
+        append(self, *rows)
+        left.pop()
+        if not left:
+            raise KeyboardInterrupt
+
+    for finished in (1, 2):  # with the first model, and with the second
+        left[:] = [None] * finished
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Store, "append", stopping)
+            experiments.grid(models, ["stsb"], tmp_path / "broken.jsonl", **settings)
+    after = experiments.grid(models, ["stsb"], tmp_path / "broken.jsonl", **settings)
     unbroken = experiments.grid(models, ["stsb"], tmp_path / "unbroken.jsonl", **settings)
-    assert (
-        scores(after).to_csv() == scores(unbroken).to_csv()
-        and len(store.rows()) == len(unbroken) == 4
-    )
+    assert scores(after).to_csv() == scores(unbroken).to_csv()
+    assert len(Store(tmp_path / "broken.jsonl").rows()) == len(unbroken) == 4
+
+
+def test_two_folders_of_one_name_are_two_models(tmp_path):
+    """Also where a folder is overwritten by another model."""
+    folders = [
+        str(save_tiny("llama", tmp_path / str(seed) / "merged", seed=seed)) for seed in (0, 1)
+    ]
+    store = Store(tmp_path / "rows.jsonl")
+    settings = {"limit": 20, "prompts": ["mean"]}
+    found = [experiments.grid([one], ["stsb"], store, **settings) for one in folders]
+    assert found[0]["spearman"][0] != found[1]["spearman"][0]
+    assert len(store.rows()) == 2
+    save_tiny("llama", folders[1], seed=2)
+    experiments.grid(folders[1:], ["stsb"], store, **settings)
+    assert len(store.rows()) == 3
+
+
+def test_a_subset_too_small_for_a_ranking_is_recorded(models, tmp_path, monkeypatch):
+    pairs = load_sts("stsb", limit=6)
+    apart = replace(pairs, subset=("one", *["rest"] * 5))
+    monkeypatch.setattr(sweep.sts_data, "load_sts", lambda *arguments, **options: apart)
+    rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", prompts=["mean"])
+    assert rows["spearman"].notna().all() and rows["spearman_subset_mean"].isna().all()
 
 
 def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_path, monkeypatch):
@@ -152,11 +155,10 @@ def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_p
     monkeypatch.setattr(
         Encoder, "_run", run
     )  # not undo(): it would also give the fixture's environment back
-    experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
-    assert len(Store(tmp_path / "rows.jsonl").rows()) == 2, (
-        "a failed cell is not tried again unasked"
-    )
-    rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", retry=True, **settings)
+    experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", skip_failed=True, **settings)
+    assert len(Store(tmp_path / "rows.jsonl").rows()) == 2
+    rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
+    assert len(Store(tmp_path / "rows.jsonl").rows()) == 3, "the failed cell alone is tried again"
     assert rows.get("kind") is None or rows["kind"].isna().all()
     unbroken = experiments.grid(models[:1], ["stsb"], tmp_path / "other.jsonl", **settings)
     assert scores(rows).to_csv(float_format="%.4f") == scores(unbroken).to_csv(float_format="%.4f")
@@ -173,7 +175,7 @@ def test_a_model_that_does_not_fit_fails_and_the_rest_go_on(models, tmp_path, mo
     monkeypatch.setattr(sweep, "load_model", too_large)
     arguments = [
         "grid",
-        "--models",
+        "--model",
         *models,
         "--limit",
         "20",
@@ -249,13 +251,6 @@ def test_a_system_reads_its_own_prompt_unasked(tmp_path):
         ["bert-prompt"], ["stsb"], tmp_path / "rows.jsonl", limit=20, load_options=weights
     )
     assert (rows["prompt"][0], rows["pooling"][0]) == ("bert-prompt", "mask")
-    from prompteol_utils.cli.options import own_prompt
-
-    assert [own_prompt(name) for name in ("simcse-bert", "opt-125m", "some/model")] == [
-        "cls",
-        "prompteol",
-        "prompteol",
-    ]
 
 
 def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
@@ -277,3 +272,8 @@ def test_wrong_names_are_said_before_any_work(models, tmp_path):
             experiments.grid(models, ["stsb"], tmp_path / "rows.jsonl", **settings)
     with pytest.raises(ValueError, match="unknown STS task"):
         experiments.grid(models, ["sts99"], tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="unknown model 'smollm2-135'; nearest names: smollm2"):
+        experiments.grid([*models, "smollm2-135"], ["stsb"], tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="holds no saved model"):
+        experiments.grid([*models, str(tmp_path)], ["stsb"], tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
