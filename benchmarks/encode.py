@@ -173,7 +173,7 @@ def _llama_cpp(model: str, prompt):
 def lengths(encoder, texts: list[str]) -> tuple[list[int], int]:
     """The tokens of each different text's prompt, and how many of them all prompts begin with."""
     ids = encoder.tokenize(list(dict.fromkeys(texts)))
-    return [len(row) for row in ids], encoder._shared_prefix(ids)
+    return [len(row) for row in ids], encoder.tokenize.count_shared(ids)
 
 
 def useful(encoder, texts: list[str]) -> tuple[int, int]:
@@ -184,14 +184,14 @@ def useful(encoder, texts: list[str]) -> tuple[int, int]:
     tokens = sum(counts) - len(counts) * shared
     return tokens, sum(
         module.weight.numel()
-        for module in encoder._forward.body.modules()
+        for module in encoder.backbone.module.modules()
         if isinstance(module, torch.nn.Linear)
     )
 
 
 def attention(encoder, texts: list[str]) -> int:
     """The multiply-adds of attention for these texts, after the shared prefix: each token with those it sees (sliding windows aside)."""
-    config, (counts, shared) = encoder._config, lengths(encoder, texts)
+    config, (counts, shared) = encoder.backbone.config, lengths(encoder, texts)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     seen = sum(count * (count + 1) - shared * (shared + 1) for count in counts) // 2

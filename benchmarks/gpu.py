@@ -133,7 +133,16 @@ def bench(name: str, options, store) -> None:
 
     device = devices.choose_device(options.device)
     dtype = devices.choose_dtype(device, options.dtype)
-    texts, machine = encode.sentences(options.sentences), devices.machine()
+    texts = encode.sentences(2 * options.sentences)
+    if len(texts) < 2 * options.sentences:
+        raise ValueError(
+            f"{2 * options.sentences:,} different sentences are needed (half of them to warm up), "
+            f"there are {len(texts):,}: set PROMPTEOL_SENTEVAL or ask for fewer with --sentences"
+        )
+    # Another half, so that nothing is ready that new texts would have to wait for.
+    warm_up = texts[options.sentences :]
+    texts = texts[: options.sentences]
+    machine = devices.machine()
     about = {
         "kind": "gpu_bench",
         "model": name,
@@ -166,14 +175,13 @@ def bench(name: str, options, store) -> None:
                 flush=True,
             )
         tokens, macs = encode.useful(encoder, texts)
-        vectors = [run(texts) for run in engines.values()]  # the warm-up
+        vectors = [run(warm_up) for run in engines.values()]
         cosine = smallest_cosine(*vectors) if len(vectors) > 1 else None
         for key in wanted:
             if (run := engines.get(key["engine"])) is None:
                 continue
             peak = gemm_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
-            devices.release_memory()
-            devices.reset_peak_memory(device)
+            devices.reset_peak_memory(device)  # the allocator keeps its blocks, as in a long run
             with devices.Timer(device) as timer:
                 run(texts)
             gflops = 2 * tokens * macs / timer.seconds / 1e9

@@ -101,7 +101,7 @@ def test_attentions_work_is_that_of_the_scores_and_sums_that_are_asked_for(bench
         ["The kettle sings.", "Two boats drift past the empty pier."],
     )
     ids = encoder.tokenize(texts)
-    shared, pairs, counted = encoder._shared_prefix(ids), 0, 0
+    shared, pairs, counted = encoder.tokenize.count_shared(ids), 0, 0
     loaded.model.set_attn_implementation("eager")
     for row in ids:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

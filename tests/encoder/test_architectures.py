@@ -1,4 +1,4 @@
-"""Models beyond the tiny ones: each gives the reference's vectors, or is refused in one sentence."""
+"""Models beyond the tiny ones: each gives the reference's vectors, or is clearly refused."""
 
 import numpy as np
 import pytest

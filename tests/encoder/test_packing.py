@@ -1,4 +1,4 @@
-"""Rows laid end to end give what each row gives alone, behind whatever prefix, and leave the model as it was."""
+"""Packed sequences give what each gives alone, behind whatever prefix; the model is left as it was."""
 
 import threading
 
@@ -159,3 +159,43 @@ def test_an_attention_with_more_to_it_is_refused(monkeypatch):
             softcap=50.0,
             sliding_window=4,
         )
+
+
+def varlen(query, key, value, starts_q, starts_k, max_q, max_k, **options):
+    """What torch's kernel computes on a GPU, one sequence after the other."""
+    assert options["window_size"] == (-1, 0) and starts_q.dtype == starts_k.dtype == torch.int32
+    assert (starts_q.diff().max(), starts_k.diff().max()) == (max_q, max_k)
+    parts = []
+    for q, q_end, k, k_end in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False):
+        queries, keys, values = (
+            states.transpose(0, 1) for states in (query[q:q_end], key[k:k_end], value[k:k_end])
+        )
+        seen = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=seen.tril(keys.shape[1] - queries.shape[1]),
+            scale=options["scale"],
+            enable_gqa=options["enable_gqa"],
+        )
+        parts.append(out.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("only_last", [False, True])
+def test_one_kernel_call_for_all_lengths(body, monkeypatch, only_last):
+    prefix = packing.run_prefix(body, PREFIX, [3])
+    read = packing.last_positions(list(map(len, ROWS))) if only_last else slice(None)
+    expected = packing.run(body, ROWS, prefix, [3], last_token_only=only_last)[0][read]
+    calls = []
+    monkeypatch.setattr(
+        packing, "_varlen", lambda _: lambda *args, **more: calls.append(1) or varlen(*args, **more)
+    )
+    prefix = packing.run_prefix(body, PREFIX, [3])
+    found = packing.run(body, ROWS, prefix, [3], last_token_only=only_last)[0][read]
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found.roll(1, 0), expected, atol=1e-2)
+    windows = body.config.model_type in ("mistral", "gemma3_text")  # a mask beyond causal
+    assert len(calls) == (6 if not windows else len(calls)) and (windows or calls)
