@@ -1,4 +1,4 @@
-"""Which models are packed, that a model is believed only after it was tried, and that rows come back in order."""
+"""Which models are packed, that this is tried before it is believed, and that order is kept."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The encoder equals the plain loop, on models that can tell, whatever surrounds a sentence; and each way of breaking it is seen."""
+"""The encoder equals the reference, on models that can tell; each way of breaking it is seen."""
 
 import functools
 import logging
@@ -62,7 +62,7 @@ def assert_same(vectors, expected):
 
 
 def assert_can_tell(expected):
-    """Two different sentences differ by at least 100 tolerances, else equality would prove nothing."""
+    """Two sentences differ by at least 100 tolerances, else equality would prove nothing."""
     distance = np.linalg.norm(expected[:, None] - expected[None], axis=-1) / np.linalg.norm(
         expected, axis=1
     )
@@ -229,7 +229,7 @@ def test_wrong_tokens_in_the_last_layer_are_seen(monkeypatch, architecture):
 
 @pytest.mark.parametrize("prompt_name", ["prompteol", "mean", "last"])
 def test_dropped_mask_is_seen(monkeypatch, prompt_name):
-    # Where rows are padded on the right, a causal model cannot look at its padding; one that looks both ways can.
+    # A causal model cannot look at padding on the right; one that looks both ways can.
     pad = backbone.pad
     broken(
         monkeypatch,

@@ -1,4 +1,4 @@
-"""Batches that run at once on a CPU's threads: the same vectors, and nothing left behind in what the threads share."""
+"""Batches that run at once on a CPU: the same vectors, and nothing left behind."""
 
 import itertools
 import threading
@@ -29,7 +29,7 @@ def four_threads():
 
 @pytest.fixture
 def together(monkeypatch):
-    """The first four batches wait for each other, each set and none run yet; the list holds a thread's name for each batch."""
+    """The first four batches wait for each other before they run; a thread's name for each."""
     barrier, names, running = threading.Barrier(4), [], packing._running
 
     @contextmanager
@@ -64,14 +64,14 @@ def test_one_batch_for_all_threads_is_seen(monkeypatch, together):
     monkeypatch.setattr(packing, "_thread", types.SimpleNamespace(batch=None))
     try:
         wrong = seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) > 1e-2
-    except Exception:  # which one hangs on how the threads meet: a batch finds another's rows, keys held, or no batch at all
+    except Exception:  # which one depends on how the threads meet
         wrong = True
     assert wrong
     assert len(together) >= 4
 
 
 def test_last_tokens_only_and_all_layers_at_once():
-    """One thread cuts the last layer to its rows' last tokens, the other reads all tokens of every layer."""
+    """One thread cuts the last layer to the last tokens, the other reads all of every layer."""
     loaded, found = tiny_model("llama"), {}
     last, means = Encoder(loaded), Encoder(loaded, "mean")
     expected = last.encode(SENTENCES[:12]), means.encode_layers(SENTENCES[:12])
