@@ -1,10 +1,10 @@
-# make tutorial [NB=00] · make test · make lab · make bench · make clean · for maintainers: make format · make check · make publish · make lock
+# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make clean · for maintainers: make format · make check · make publish · make lock
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NB ?=
 
 .DEFAULT_GOAL := tutorial
-.PHONY: setup tutorial test lab bench clean format check publish lock
+.PHONY: site site-test setup tutorial test lab bench clean format check publish lock
 
 setup:  ## .venv with the exact pins; does nothing when it is up to date
 	@$(PYTHON) tools/setup_env.py
@@ -21,6 +21,13 @@ lab: setup  ## read and run the notebooks yourself
 
 bench: setup  ## sentences a second by engine, side by side; on a machine that does nothing else
 	@$(VENV_PYTHON) benchmarks/encode.py
+
+site: setup  ## the course site in build/site, from the stored outputs; needs the extra "site"
+	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps -r requirements-site.lock
+	@$(VENV_PYTHON) -m tools.site
+
+site-test: site  ## every page of the site in headless Chromium, where there is one
+	@$(VENV_PYTHON) -m tools.site_check
 
 clean:  ## executed copies and caches in this folder; .venv and the models stay
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

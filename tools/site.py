@@ -1,0 +1,86 @@
+"""Build the course site from the stored outputs: `python -m tools.site` (or `make site`).
+
+Nothing is executed. Solutions are folded, figures get the alternative text of their cell, and
+links to files of the repository become links to pages of the site where there is one.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import nbformat
+
+from tools.notebooks import rules
+
+ROOT = rules.ROOT
+SOURCE = ROOT / "docs" / "site"
+WORK = ROOT / "build" / "site-src"
+TARGET = ROOT / "build" / "site"
+PAGES = ("results.md", "glossary.md", "hardware.md")
+REPOSITORY = re.compile(r"\]\((\.\./)+(?P<path>(?:data|benchmarks|prompteol_utils)[\w./-]*)\)")
+
+
+def prepare() -> None:
+    """Copy everything that Sphinx reads into one folder."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.copytree(SOURCE, WORK)
+    for name in PAGES:
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        (WORK / name).write_text(_links(text), encoding="utf-8")
+    for picture in [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.svg")]:
+        shutil.copy(picture, WORK)
+    for path in rules.find():
+        notebook = rules.read(path)
+        for cell in notebook.cells:
+            _prepare_cell(cell)
+        target = WORK / "notebooks" / path.name
+        target.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, target)
+
+
+def _prepare_cell(cell) -> None:
+    if cell.cell_type == "markdown":
+        cell.source = _links(cell.source)
+        return
+    tags = cell.metadata.setdefault("tags", [])
+    if "solution" in tags:
+        tags.append("hide-cell")
+    if "setup" in tags:
+        tags.append("hide-input")
+    if any("image/png" in output.get("data", {}) for output in cell.outputs):
+        cell.metadata["mystnb"] = {"image": {"alt": alt_text(cell)}}
+
+
+def alt_text(cell) -> str:
+    """What a figure shows: the cell's own text, else the titles and axes that its code names."""
+    if given := cell.metadata.get("alt"):
+        return given
+    named = re.findall(
+        r"(?:set_title|suptitle|set_xlabel|set_ylabel|title=)\(?[\"']([^\"']+)", cell.source
+    )
+    return "Figure: " + "; ".join(dict.fromkeys(named)) if named else "Figure of the cell above"
+
+
+def _links(text: str) -> str:
+    """Links to files that are no page of the site become plain text."""
+    text = REPOSITORY.sub(lambda match: f"](#) (`{match['path']}`)", text).replace("](#) ", " ")
+    return re.sub(r"\]\(\.\./docs/([\w-]+\.(?:svg|png))\)", r"](../\1)", text)
+
+
+def build() -> int:
+    """Run Sphinx; warnings are errors."""
+    options = ["-b", "html", "-q", "--keep-going", "-W"]
+    command = [sys.executable, "-m", "sphinx", *options, str(WORK), str(TARGET)]
+    return subprocess.run(command).returncode
+
+
+def main() -> int:
+    prepare()
+    code = build()
+    if code == 0:
+        print(f"{TARGET}/index.html")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Look at every page of the built site in headless Chromium: `make site-test`.
+
+Each page is opened at 1280 and 390 pixels, light and dark: no console error, no request to another
+host, no broken link or anchor, no horizontal scroll, alternative text on every picture. The search
+finds words, a folded solution opens. Screenshots go to build/site-shots.
+"""
+
+import functools
+import http.server
+import shutil
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urldefrag, urljoin
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "build" / "site"
+SHOTS = ROOT / "build" / "site-shots"
+WIDTHS = (1280, 390)
+SEARCHES = ("anisotropy", "QLoRA")
+
+
+def serve() -> tuple[http.server.ThreadingHTTPServer, str]:
+    """Serve the site on a free local port."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(SITE))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/"
+
+
+def pages() -> list[str]:
+    """Addresses of all pages, relative to the site."""
+    names = (path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+class Page:
+    """One page as the browser shows it, with what went wrong."""
+
+    def __init__(self, context, base: str, name: str, scheme: str, width: int):
+        self.name = f"{name} ({width} px, {scheme})"
+        self.problems: list[str] = []
+        self.page = context.new_page()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.on("request", lambda request: self._request(request.url, base))
+        self.page.goto(base + name, wait_until="load")
+        self.page.wait_for_timeout(300)
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text[:200]}")
+
+    def _request(self, url: str, base: str) -> None:
+        if not url.startswith((base, "data:", "blob:")):
+            self.problems.append(f"asks another host: {url[:120]}")
+
+    def look(self) -> None:
+        """Check layout and pictures."""
+        wide = self.page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        if wide > 1:
+            self.problems.append(f"scrolls sideways by {wide} px")
+        bare = self.page.evaluate(
+            "[...document.querySelectorAll('.bd-article img')].filter(i => !i.alt).length"
+        )
+        if bare:
+            self.problems.append(f"{bare} pictures without alternative text")
+
+    def links(self) -> list[str]:
+        """All link targets within the site."""
+        return self.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+
+
+def check_links(found: dict[str, list[str]], base: str, anchors: dict[str, set[str]]) -> list[str]:
+    """Links of the site that lead nowhere."""
+    problems = []
+    for name, links in found.items():
+        for link in sorted(set(links)):
+            url, anchor = urldefrag(urljoin(base + name, link))
+            if not url.startswith(base):
+                continue
+            target = url[len(base) :].partition("?")[0] or "index.html"
+            if not (SITE / target).is_file():
+                problems.append(f"{name}: link to {target}, which is not there")
+            elif anchor and target in anchors and anchor not in anchors[target]:
+                problems.append(f"{name}: no anchor {anchor!r} in {target}")
+    return problems
+
+
+def check(playwright) -> list[str]:
+    """All problems of all pages."""
+    server, base = serve()
+    browser = playwright.chromium.launch(
+        executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+    )
+    problems: list[str] = []
+    found: dict[str, list[str]] = {}
+    anchors: dict[str, set[str]] = {}
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        for width in WIDTHS:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme
+            )
+            for name in pages():
+                shown = Page(context, base, name, scheme, width)
+                shown.look()
+                if scheme == "light" and width == WIDTHS[0]:
+                    found[name] = shown.links()
+                    ids = shown.page.evaluate(
+                        "[...document.querySelectorAll('[id]')].map(e => e.id)"
+                    )
+                    anchors[name] = set(ids)
+                shot = f"{name.replace('/', '_')}-{width}-{scheme}.png"
+                shown.page.screenshot(path=SHOTS / shot)
+                problems += [f"{shown.name}: {problem}" for problem in shown.problems]
+                shown.page.close()
+            context.close()
+    problems += check_links(found, base, anchors)
+    problems += _search_and_fold(browser, base)
+    browser.close()
+    server.shutdown()
+    return problems
+
+
+def _search_and_fold(browser, base: str) -> list[str]:
+    problems = []
+    page = browser.new_page()
+    for word in SEARCHES:
+        page.goto(f"{base}search.html?q={word}")
+        try:
+            page.wait_for_selector("#search-results li", timeout=20_000)
+        except Exception:
+            problems.append(f"the search finds nothing for {word!r}")
+    page.goto(f"{base}notebooks/00_quickstart.html")
+    folded = page.locator("details.hide").last
+    if folded.count() == 0:
+        problems.append("no folded solution in 00")
+    else:
+        folded.locator("summary").click()
+        if not folded.evaluate("element => element.open"):
+            problems.append("a folded solution does not open")
+    page.close()
+    return problems
+
+
+def main() -> int:
+    if not shutil.which("chromium"):
+        print("skipped: there is no Chromium here (Debian: apt install chromium)")
+        return 0
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        problems = check(playwright)
+    for problem in problems:
+        print(problem)
+    heaviest = max(SITE.rglob("*.html"), key=lambda path: path.stat().st_size)
+    size = heaviest.stat().st_size / 1e6
+    print(
+        f"{len(pages())} pages, {len(problems)} problems; the heaviest: {heaviest.name}, {size:.1f} MB"
+    )
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
