@@ -577,10 +577,10 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     other = save_tiny(
         "llama", tmp_path / "tiny-b", seed=5, spread=0.1, hidden_size=64, intermediate_size=128
     )
-    with pytest.raises(ValueError, match="was trained on tiny-a, not on tiny-b"):
+    with pytest.raises(ValueError, match="trained on other weights than those of tiny-b"):
         load_model(str(other), adapter=tmp_path / "run")
     narrow = save_tiny("llama", tmp_path / "tiny-c", spread=0.1)
-    with pytest.raises(ValueError, match="was trained on tiny-a, not on tiny-c"):
+    with pytest.raises(ValueError, match="trained on other weights than those of tiny-c"):
         load_model(str(narrow), adapter=tmp_path / "run")
     (
         tmp_path / "run" / "adapter" / adapters.RECORD
