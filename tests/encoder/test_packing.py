@@ -1,4 +1,4 @@
-"""Packed sequences give what each gives alone, behind whatever prefix; the model is left as it was."""
+"""Packed sequences give what each gives alone, behind a prefix; the model is left as it was."""
 
 import threading
 
