@@ -1,10 +1,10 @@
-"""Tables become pictures: every function draws into the Axes it is given and returns it.
+"""Plotting functions; each draws into the Axes it is given and returns it.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers; nothing global is changed. Make the Axes with
-`plt.subplots(layout="constrained")`, so that labels and legends find room.
+Colours are those of Okabe and Ito, which colour-blind readers tell apart; each method keeps its own
+in all figures. Nothing global is changed. Make the Axes with `plt.subplots(layout="constrained")`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,16 @@ from matplotlib.ticker import MaxNLocator
 from prompteol_utils.results.published import require_comparable
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+# One colour for a method in the whole course; other names take what is left, in order.
+METHOD_COLOURS = {
+    "prompteol": "#0072B2",
+    "mean": "#E69F00",
+    "demonstration": "#009E73",
+    "fine-tuned": "#D55E00",
+    "last": "#CC79A7",
+    "means": "#56B4E9",
+    "contrastive": "#000000",
+}
 _DARK = ("#0072B2", "#000000")  # where white letters are legible
 _MARKERS = "osD^vPX*"
 _STYLES = ("-", "--", "-.", ":")
@@ -28,24 +38,23 @@ def similarity_heatmap(
     labels: Sequence[str],
     title: str = "Cosine similarity of every two sentences",
 ) -> Axes:
-    """Draw a square matrix of similarities; sentences stand at the rows, their numbers at the columns.
+    """Draw a square matrix of similarities, one row and one column a sentence.
 
     Args:
         ax: Where to draw; about 0.45 inch a sentence is legible.
-        matrix: (n, n), cosines. The colours span its off-diagonal values, which lie close together for most models.
+        matrix: (n, n), cosines. The colours span its off-diagonal values.
         labels: n sentences; long ones are cut.
         title: Its title.
 
     Raises:
         ValueError: The matrix is not n x n.
-
-    Built in notebook 00.
     """
     matrix = np.asarray(matrix, dtype=float)
     n = len(labels)
     if matrix.shape != (n, n) or n < 2:
         raise ValueError(
-            f"a heat map of {n} labels needs a matrix ({n}, {n}) of at least two rows, got shape {matrix.shape}"
+            f"a heat map of {n} labels needs a matrix ({n}, {n}) of at least two rows, "
+            f"got shape {matrix.shape}"
         )
     others = matrix[~np.eye(n, dtype=bool)]
     low, high = float(others.min()), float(others.max())
@@ -86,13 +95,12 @@ def sentence_map(
 
     Raises:
         ValueError: Lengths differ, or more groups than colours.
-
-    Built in notebook 00.
     """
     points = np.asarray(points, dtype=float)
     if points.shape != (len(labels), 2) or (groups is not None and len(groups) != len(labels)):
         raise ValueError(
-            f"a map of {len(labels)} labels needs points ({len(labels)}, 2) and as many groups, got shape {points.shape}"
+            f"a map of {len(labels)} labels needs points ({len(labels)}, 2) and as many groups, "
+            f"got shape {points.shape}"
         )
     names = _few(dict.fromkeys(groups if groups is not None else []), "groups")
     for name, (colour, marker) in names.items() or [(None, (OKABE_ITO[0], "o"))]:
@@ -132,16 +140,16 @@ def score_bars(
 
     Args:
         ax: Where to draw.
-        frame: One row a bar: task, spearman and the column `by`; origin is written under each task.
+        frame: One row a bar: task, spearman and the column `by`; origin is shown under each task.
         by: What the bars of one task differ in: "prompt", "model", …
-        paper: Rows to set beside them (`paper_table("sts")`): system, task, score. Other tasks than those of `frame` are left out.
+        paper: Published rows (`paper_table("sts")`): system, task, score. Tasks that `frame`
+            lacks are left out.
         title: Its title.
 
     Raises:
-        ValueError: A column is missing, two rows share a bar, one task mixes origins or text forms, or published scores (SentEval's test
-            sets) would stand beside scores on another set.
-
-    Built in notebook 01.
+        ValueError: A column is missing, two rows share a bar, scores are not comparable
+            (`require_comparable`), or published scores (SentEval's test sets) would be shown beside
+            scores on another set.
     """
     _need(frame, ("task", "spearman", by))
     _one_column(frame, by)
@@ -184,7 +192,7 @@ def layer_curve(
     by: str = "prompt",
     title: str = "Score by the layer that is read",
 ) -> Axes:
-    """Draw scores over layers, one line for each value of `by`; a ring marks each line's best layer.
+    """Draw scores over layers, one line a value of `by`; a ring marks its best layer.
 
     Args:
         ax: Where to draw.
@@ -193,15 +201,14 @@ def layer_curve(
         title: Its title.
 
     Raises:
-        ValueError: A column is missing, two rows share a point, or origins, text forms or tasks are mixed.
-
-    Built in notebook 01.
+        ValueError: A column is missing, two rows share a point, or scores are not comparable.
     """
     _need(frame, ("layer", "spearman", by))
     _one_column(frame, by, "layer")
     if "task" in frame and frame["task"].nunique() > 1:
         raise ValueError(
-            f"a layer curve shows one task, got {', '.join(sorted(frame['task'].unique()))}; draw one Axes for each"
+            f"a layer curve shows one task, got {', '.join(sorted(frame['task'].unique()))}; "
+            "draw one Axes for each"
         )
     for name, (colour, marker) in (series := _few(dict.fromkeys(frame[by]), by)).items():
         line = frame[frame[by] == name].sort_values("layer", ignore_index=True)
@@ -244,8 +251,6 @@ def histogram(
 
     Raises:
         ValueError: A sample is empty or not finite.
-
-    Built in notebook 01.
     """
     samples = {
         name: np.asarray(list(sample), float)
@@ -253,9 +258,7 @@ def histogram(
     }
     for name, sample in samples.items():
         if not sample.size or not np.isfinite(sample).all():
-            raise ValueError(
-                f"the sample {name!r} of a histogram is empty or holds NaN or infinity"
-            )
+            raise ValueError(f"the sample {name!r} of a histogram is empty or not finite")
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
     for name, (colour, _) in _few(samples, "samples").items():
         sample = samples[name]
@@ -275,6 +278,19 @@ def histogram(
     return _clean(ax)
 
 
+def alt_text(ax: Axes, finding: str = "") -> str:
+    """Describe a figure in words, for readers who do not see it.
+
+    Args:
+        ax: An Axes that a function of this module has drawn.
+        finding: What the figure shows, in a sentence of your own; it comes first.
+    """
+    _, labels = ax.get_legend_handles_labels()
+    axes = f"{ax.get_ylabel()} by {ax.get_xlabel()}" if ax.get_ylabel() else ax.get_xlabel()
+    parts = [finding, ax.get_title(), axes, ", ".join(labels)]
+    return " ".join(" ".join(part.split()).rstrip(".") + "." for part in parts if part)
+
+
 def _published(
     ax: Axes, frame: pd.DataFrame, paper: pd.DataFrame | None, tasks: list[str]
 ) -> pd.DataFrame:
@@ -287,8 +303,9 @@ def _published(
     for column, same in (("origin", ("senteval", "hub")), ("split", ("test",))):
         if column in ours and not (ok := ours[column].isin(same)).all():
             raise ValueError(
-                f"published scores are of SentEval's whole test sets; {column} of {ours.loc[~ok, 'task'].iloc[0]} is "
-                f"{ours.loc[~ok, column].iloc[0]!r}: draw them apart"
+                f"published scores are of SentEval's whole test sets; {column} of "
+                f"{ours.loc[~ok, 'task'].iloc[0]} is {ours.loc[~ok, column].iloc[0]!r}; "
+                "draw them apart"
             )
     if rows.duplicated(["system", "task"]).any():
         raise ValueError("two published rows share system and task; choose those to show")
@@ -310,30 +327,38 @@ def _published(
 def _need(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(
-            f"the table lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
+            f"the table lacks the column {', '.join(missing)}; "
+            f"it has {', '.join(map(str, frame.columns))}"
         )
     if not len(frame):
         raise ValueError("the table has no rows to draw")
 
 
 def _one_column(frame: pd.DataFrame, by: str, *also: str) -> None:
-    """Bars and points that stand side by side must be comparable, except in what the picture varies on purpose."""
+    """Bars and points side by side must be comparable, except in what the figure varies."""
     keys = ["task", by, *also] if "task" in frame else [by, *also]
     if (twice := frame.duplicated(keys)).any():
         raise ValueError(
             f"two rows share {dict(frame.loc[twice, keys].iloc[0])}; choose those to show"
         )
-    checked = frame.drop(columns=[by]) if by in ("text_form", "weight_origin") else frame
-    require_comparable(checked, "task" if "task" in frame else None)
+    require_comparable(frame, "task" if "task" in frame else None, shown=[by])
 
 
-def _few(names: Mapping, what: str) -> dict:
-    """A colour and a marker for each name."""
+def _few(names: Iterable, what: str) -> dict:
+    """A colour and a marker for each name: a method's own, or one that is free."""
+    names = list(names)
     if len(names) > len(OKABE_ITO):
         raise ValueError(
-            f"{len(names)} different {what} in one picture; at most {len(OKABE_ITO)} can be told apart"
+            f"{len(names)} different {what} in one picture; "
+            f"at most {len(OKABE_ITO)} can be told apart"
         )
-    return dict(zip(names, zip(OKABE_ITO, _MARKERS, strict=True), strict=False))
+    own = {name: METHOD_COLOURS[name] for name in names if name in METHOD_COLOURS}
+    free = iter([colour for colour in OKABE_ITO if colour not in own.values()])
+    colours = [own.get(name) or next(free) for name in names]
+    return {
+        name: (one, _MARKERS[OKABE_ITO.index(one)])
+        for name, one in zip(names, colours, strict=True)
+    }
 
 
 def _short(text: str, length: int) -> str:
@@ -351,9 +376,15 @@ def _legend(ax: Axes, entries: int) -> None:
     )  # of tick labels, in heights of a letter
     order = sorted(range(len(handles)), key=lambda i: isinstance(handles[i], LineCollection))
     ax.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=2.6 + rows,
-        ncols=min(entries, 3), frameon=False, fontsize=9,
-    )  # fmt: skip
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=2.6 + rows,
+        ncols=min(entries, 3),
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def _clean(ax: Axes) -> Axes:
@@ -364,7 +395,7 @@ def _clean(ax: Axes) -> Axes:
 
 
 def _place(ax: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
-    """Put each label at that place around its point where it covers least of the points and labels before it, and stays inside."""
+    """Put each label where it covers least of the points and the labels before it."""
     ax.figure.draw_without_rendering()
     renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
     pixels = ax.transData.transform(points)

@@ -261,3 +261,36 @@ def test_published_scores_never_stand_beside_another_set(column, value, ax):
 def test_a_table_that_cannot_be_drawn_says_why(draw, says, ax):
     with pytest.raises(ValueError, match=says):
         draw(ax)
+
+
+def test_a_method_has_one_colour_in_every_figure():
+    frames = [
+        pd.DataFrame({"prompt": names, "task": "stsb", "spearman": range(10, 10 + len(names))})
+        for names in (["mean", "prompteol"], ["another", "prompteol", "last", "mean"])
+    ]
+    colours = []
+    for frame in frames:
+        ax = plots.score_bars(plt.figure().subplots(), frame)
+        colours.append(
+            {bars.get_label(): bars.patches[0].get_facecolor() for bars in ax.containers}
+        )
+    for name in ("mean", "prompteol"):
+        assert colours[0][name] == colours[1][name]
+    assert len(set(colours[1].values())) == 4, "and no other name takes it"
+
+
+def test_two_dtypes_of_a_model_are_not_one_figure():
+    frame = pd.DataFrame(
+        {"prompt": ["mean", "last"], "dtype": ["float32", "bfloat16"], "model": "m"}
+    ).assign(task="stsb", spearman=50.0)
+    with pytest.raises(ValueError, match="dtype is mixed"):
+        plots.score_bars(plt.figure().subplots(), frame)
+    plots.score_bars(plt.figure().subplots(), frame, by="dtype")
+
+
+def test_alt_text_says_what_the_axes_show():
+    frame = pd.DataFrame({"prompt": ["mean", "last"], "task": "stsb", "spearman": [50.0, 60.0]})
+    text = plots.alt_text(plots.score_bars(plt.figure().subplots(), frame), "The mean is worse")
+    assert text == (
+        "The mean is worse. Semantic textual similarity. Spearman's ρ × 100 by task. mean, last."
+    )

@@ -11,7 +11,8 @@ def embedding_geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> d
 
     Args:
         encode: As in `evaluate_sts`.
-        pairs: The task; alignment is over its pairs graded `positive` or more, the other two over its distinct sentences.
+        pairs: The task; alignment is over its pairs graded `positive` or more, the other two over
+            its distinct sentences.
         positive: From which grade on a pair counts as meaning the same.
 
     Returns:
@@ -20,12 +21,12 @@ def embedding_geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> d
     Raises:
         ValueError: No pair has such a grade; else as in `evaluate_sts`.
 
-    Source: SimCSE, section 3 (STS-B as the sample of pairs). Built in notebook 01.
+    Source: SimCSE, section 3 (STS-B as the sample of pairs).
     """
     same = pairs.gold >= positive
     if not same.any():
         raise ValueError(
-            f"{pairs.name}: no pair is graded {positive:g} or more, so alignment has nothing to measure"
+            f"{pairs.name}: no pair is graded {positive:g} or more, which alignment needs"
         )
     (left,), (right,) = embed_pairs(encode, [pairs])
     first = {sentence: i for i, sentence in reversed(list(enumerate(pairs.left + pairs.right)))}
@@ -38,14 +39,14 @@ def embedding_geometry(encode: Encode, pairs: Pairs, positive: float = 4.0) -> d
 
 
 def anisotropy(x: np.ndarray) -> float:
-    """Mean cosine of two different rows: near 0 when directions spread evenly, near 1 when all point into one narrow cone.
+    """Mean cosine of two different rows: 0 when directions spread evenly, 1 in one narrow cone.
 
-    The mean over all pairs, not over a sample of them: with unit vectors u, (‖Σ u‖² − n) / (n (n − 1)).
+    Over all pairs, not a sample of them: with unit vectors u, (‖Σ u‖² − n) / (n (n − 1)).
 
     Args:
         x: (n, d), n ≥ 2, one row for each different sentence.
 
-    Source: Ethayarajh 2019, "How Contextual are Contextualized Word Representations?", section 3 (there for words). Built in notebook 01.
+    Source: Ethayarajh 2019, "How Contextual are Contextualized Word Representations?", section 3.
     """
     u = _unit(_at_least_two(x))
     n = len(u)
@@ -53,27 +54,27 @@ def anisotropy(x: np.ndarray) -> float:
 
 
 def alignment(left: np.ndarray, right: np.ndarray) -> float:
-    """How near sentences of the same meaning lie: mean of ‖u − v‖² on unit vectors; 0 is best, lower is better.
+    """How near sentences of the same meaning lie: mean of ‖u − v‖² on unit vectors; 0 is best.
 
     Args:
         left: (n, d), one side of pairs that mean the same (STS: graded 4 or more).
         right: (n, d), the other side.
 
-    Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", section 4 (α = 2). Built in notebook 01.
+    Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through
+    Alignment and Uniformity on the Hypersphere", section 4 (α = 2).
     """
     return float(np.square(_unit(left) - _unit(right)).sum(axis=1).mean())
 
 
 def uniformity(x: np.ndarray) -> float:
-    """How evenly vectors cover the sphere: log of the mean of exp(−2 ‖u − v‖²) over different rows; lower is better.
+    """How evenly vectors cover the sphere: log of the mean of exp(−2 ‖u − v‖²); lower is better.
 
     0 means that all rows coincide; the least possible value tends to −4 in many dimensions.
 
     Args:
         x: (n, d), n ≥ 2, one row for each different sentence.
 
-    Source: Wang and Isola 2020, section 4 (t = 2). Built in notebook 01.
+    Source: Wang and Isola 2020, section 4 (t = 2).
     """
     u = _unit(_at_least_two(x))
     n = len(u)

@@ -32,7 +32,8 @@ GRID = {"senteval": (1e-5, 1e-4, 1e-3, 1e-2), "lbfgs": (1e-4, 1e-3, 1e-2, 1e-1)}
 class MeanLogisticRegression(LogisticRegression):
     """scikit-learn's logistic regression with a strength that does not depend on the sample's size.
 
-    scikit-learn sums the loss over sentences and weighs it by C; the mean loss with l2 is C = 1 / (l2 n).
+    scikit-learn sums the loss over sentences and weighs it by C, so l2 on their mean is
+    C = 1 / (l2 n).
 
     Args:
         l2: The strength.
@@ -49,7 +50,7 @@ class MeanLogisticRegression(LogisticRegression):
 
 
 def lbfgs_probe(l2: float = 1e-2) -> Pipeline:
-    """A scaler and scikit-learn's logistic regression; both see only what the pipeline is fitted on.
+    """A scaler and scikit-learn's logistic regression, fitted on the same sentences.
 
     Args:
         l2: Regularisation strength.

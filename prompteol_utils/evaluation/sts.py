@@ -1,4 +1,4 @@
-"""Semantic textual similarity, as the paper measures it, for any function from sentences to an array."""
+"""Semantic textual similarity, as the paper measures it, for any encoding function."""
 
 from collections.abc import Callable, Sequence
 

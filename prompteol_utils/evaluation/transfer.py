@@ -1,7 +1,7 @@
-"""From embeddings to classification accuracy, as the paper measures transfer: a linear classifier on frozen vectors.
+"""Transfer tasks, as the paper measures them: a linear probe on frozen embeddings.
 
-Everything takes any function that turns a list of sentences into an array. How a task is cut is SentEval's: nested cross-validation
-where it has no test set, cross-validation on the training set where it has one, a development set where it has that.
+Tasks are split as by SentEval: nested cross-validation without a test set, cross-validation on the
+training set with one, a development set where there is one.
 """
 
 import time
@@ -78,7 +78,7 @@ def evaluate_transfer(
 
 
 def features(encode: Encode, task: Labelled) -> np.ndarray:
-    """What the classifier sees: the embedding u of a sentence, or [|u - v|, u * v] of a pair (MRPC).
+    """What the probe sees: the embedding u of a sentence, or [|u - v|, u * v] of a pair (MRPC).
 
     Args:
         encode: As in `evaluate_transfer`; it gets each distinct sentence once.
@@ -94,7 +94,8 @@ def features(encode: Encode, task: Labelled) -> np.ndarray:
     vectors = embed(encode, list(index)).astype(np.float32, copy=False)
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
         raise ValueError(
-            f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN or infinity"
+            f"{task.name}: the embedding of distinct sentence {int(np.argmin(finite))} holds NaN "
+            "or infinity"
         )
     u = vectors[[index[sentence] for sentence in task.text]]
     if not task.text2:
@@ -190,7 +191,7 @@ def classify(
 
 
 def _senteval(x: np.ndarray, task: Labelled, outer: Splits, inner: list[Splits], seed: int) -> list:
-    """For each outer fold the predictions, the chosen l2 and its dev accuracy; all folds at once."""
+    """For each outer fold the predictions, the chosen l2 and its dev accuracy."""
     classes = {"classes": len(task.label_names), "seed": seed}
     grid = GRID["senteval"]
     problems = [ProbeTask(train, dev, grid) for splits in inner for train, dev in splits]
@@ -210,7 +211,7 @@ def _senteval(x: np.ndarray, task: Labelled, outer: Splits, inner: list[Splits],
 
 
 def _lbfgs(x: np.ndarray, task: Labelled, outer: Splits, inner: list[Splits], seed: int) -> list:
-    """As `_senteval`, by scikit-learn's grid search; its solution is unique, so the seed is unused."""
+    """As `_senteval`, by scikit-learn's grid search; its solution needs no seed."""
     x = np.ascontiguousarray(x, np.float32)
     y = task.label
     chosen = []
@@ -239,7 +240,8 @@ def learning_curve(
 
     Args:
         x: float32 (n, d), from `features`.
-        task: The task. One without a test set gives a fifth of its sentences (the same for all sizes and seeds) as such.
+        task: The task. Without a test set, a fifth of its sentences becomes one (the same for all
+            sizes and seeds).
         sizes: How many training sentences; those beyond the training set become all of it.
         seeds: Of the choice of training sentences, which keeps the proportions of the classes.
         folds: Inside the training sentences, to choose the strength of regularisation.
@@ -283,8 +285,8 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
         by: What the lines of the table differ in.
 
     Returns:
-        Index `by`, a column for each task (the mean over seeds), own tasks last; `avg`, the mean of the
-        paper's seven, only where there are all seven.
+        Index `by`, a column for each task (the mean over seeds), own tasks last; `avg`,
+        the mean of the paper's seven, only where there are all seven.
 
     Raises:
         ValueError: Rows of different sets or forms of text would stand in one column.
@@ -300,15 +302,16 @@ def summarise(rows: pd.DataFrame, by: Sequence[str] = ("solver",)) -> pd.DataFra
 
 
 def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.DataFrame:
-    """How far accuracies scatter: between the folds of one run, and between runs with other folds and first weights.
+    """How far accuracies scatter: between folds, and between runs with other seeds.
 
     Args:
         rows: From `evaluate_transfer` or a store.
         by: What the lines of the table differ in.
 
     Returns:
-        Index `by`; accuracy (the mean over seeds), fold_std (their mean; NaN without folds), seed_std (of the means over folds, with
-        n - 1 in the denominator; NaN for a single seed), seeds (how many) and n_test.
+        Index `by`; accuracy (the mean over seeds), fold_std (their mean; NaN without folds),
+        seed_std (of the means over folds, with n - 1 in the denominator; NaN for a single seed),
+        seeds (how many) and n_test.
 
     Raises:
         ValueError: Rows of different sets, forms of text or sizes would be averaged.
@@ -317,7 +320,8 @@ def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.Dat
     groups = rows.groupby(list(by), sort=False)
     if (mixed := groups["n_test"].nunique() > 1).any():
         raise ValueError(
-            f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; leave out the other's rows"
+            f"n_test is mixed within {mixed.idxmax()}: a spread is over seeds of one sample; "
+            "leave out the other's rows"
         )
     columns = {
         "accuracy": ("accuracy", "mean"),
@@ -328,12 +332,12 @@ def spread(rows: pd.DataFrame, by: Sequence[str] = ("task", "solver")) -> pd.Dat
 
 
 def reported_split(task: Labelled) -> str:
-    """The split that an accuracy is of: "test" where there is one, else "all", the sentences that cross-validation goes through."""
+    """The split that an accuracy is of: "test" if there is one, else "all" (cross-validation)."""
     return "test" if "test" in task.sizes else "all"
 
 
 def senteval_order(task: Labelled) -> np.ndarray:
-    """SentEval sorts by length before it cuts folds and makes batches; in its order, our folds are its folds."""
+    """SentEval's order (by length) of a task's sentences; in it, our folds are its folds."""
     second = task.text2 or task.text
     keys = [
         (len(a.split()), len(b.split()), y)

@@ -34,17 +34,16 @@ def paper_table(name: str) -> pd.DataFrame:
     """A table of published numbers, each row with its source.
 
     Args:
-        name: "sts" (tables of the paper, with and without fine-tuning), "demonstrations", "transfer", "followups" or "text_facts";
-            described in data/README.md.
+        name: "sts" (with and without fine-tuning), "demonstrations", "transfer", "followups" or
+            "text_facts"; described in data/README.md.
 
     Raises:
         ValueError: no such table; the message lists them.
     """
     file = PAPER / f"{name}.csv"
     if not re.fullmatch(r"\w+", name) or not file.is_file():
-        raise ValueError(
-            f"unknown paper table {name!r}; there are: {', '.join(sorted(one.stem for one in PAPER.glob('*.csv')))}"
-        )
+        known = ", ".join(sorted(one.stem for one in PAPER.glob("*.csv")))
+        raise ValueError(f"unknown paper table {name!r}; there are: {known}")
     table = pd.read_csv(file)
     texts = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
     return table.fillna(dict.fromkeys(texts, ""))
@@ -53,15 +52,15 @@ def paper_table(name: str) -> pd.DataFrame:
 def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     """Our STS rows beside published ones of the same task.
 
-    A difference is filled in only where both are the same measurement: every field of ``SAME`` agrees (model, prompt, the set and its
-    size, the way subsets are put together). Anywhere else the published number is context, and the difference is NaN.
+    A difference is filled in only where both are the same measurement: every field of `SAME`
+    agrees. Anywhere else the published number is context, and the difference is NaN.
 
     Args:
         ours: rows of a store; ``spearman`` is taken, which is the "all" aggregation.
         paper: rows of ``paper_table("sts")``, those that are to stand beside ours.
 
     Returns:
-        Columns model, prompt, task, system, ours, paper, difference; one row for each pair of ours and published.
+        Columns model, prompt, task, system, ours, paper, difference; one row for each pair.
     """
     for frame, name, needed in (
         (ours, "ours", ("model", "prompt", "task", "spearman")),
@@ -94,7 +93,7 @@ def compare(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def _alike(row: dict, name: str) -> str:
-    """A field in the form a CSV has it: nothing is "", a list of demonstrations is joined, 3 is 3.0; the hub has SentEval's own files."""
+    """A field as a CSV has it: None is "", a list is joined, 3 is 3.0; hub is SentEval."""
     value = row.get(name)
     if name == "origin" and value == "hub":
         return "senteval"

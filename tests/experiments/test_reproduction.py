@@ -13,7 +13,7 @@ from prompteol_utils.evaluation import reported_split
 from prompteol_utils.experiments import reproduction, sweep
 from prompteol_utils.models import MODELS, load_model, memory, save_tiny
 from prompteol_utils.models.registry import NOT_REPRODUCED
-from prompteol_utils.results import MeasurementKey, published
+from prompteol_utils.results import MeasurementKey
 from prompteol_utils.utils import devices
 
 NAMES = ["Anna", "Boris", "Chloe", "Dmitri", "Elena", "Farid", "Greta"]
@@ -105,7 +105,7 @@ def test_whole_path_fails_with_a_tiny_model_and_passes_with_its_own_score(
     table.loc[table["system"].eq("PromptEOL OPT-125M") & table["task"].eq("stsb"), "score"] = (
         row["spearman"] + 0.3
     )
-    monkeypatch.setattr(published, "paper_table", lambda name: table)
+    monkeypatch.setattr(reproduction, "paper_table", lambda name: table)
     assert main(arguments) == 0 and "pass" in capsys.readouterr().out
     assert main([*arguments, "--tolerance", "0.2"]) == 1, "0.3 points are more than 0.2"
     assert len(results.Store(tmp_path / "rows.jsonl").rows()) == 1, "nothing was measured twice"
@@ -240,7 +240,7 @@ def test_an_average_of_seven_fails_with_a_tiny_model_and_passes_with_its_own(
     table = results.paper_table("transfer")
     own = table["model"].eq("opt-6.7b") & table["system"].eq("PromptEOL")
     table.loc[own, "score"] = rows["accuracy"].mean() + 0.3
-    monkeypatch.setattr(published, "paper_table", lambda name: table)
+    monkeypatch.setattr(reproduction, "paper_table", lambda name: table)
     monkeypatch.setattr(
         reproduction, "load_model", lambda *a, **k: pytest.fail("all rows are there")
     )
