@@ -304,7 +304,7 @@ def _published(
         if column in ours and not (ok := ours[column].isin(same)).all():
             raise ValueError(
                 f"published scores are of SentEval's whole test sets; {column} of "
-                f"{ours.loc[~ok, 'task'].iloc[0]} is {ours.loc[~ok, column].iloc[0]!r}; "
+                f"{ours.loc[~ok, 'task'].iloc[0]} is {ours.loc[~ok, column].iloc[0]!r}: "
                 "draw them apart"
             )
     if rows.duplicated(["system", "task"]).any():

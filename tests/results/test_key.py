@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from prompteol_utils.encoder import Encoder
 from prompteol_utils.prompts import get_prompt, parse_demonstration, with_demonstrations
 from prompteol_utils.results import MeasurementKey, Store
 from prompteol_utils.results.key import UNKNOWN, record_identity
@@ -24,17 +23,12 @@ def encoder_of(record: dict, **change):
     prompt = with_demonstrations(
         record["prompt"], map(parse_demonstration, record["demonstrations"])
     )
-    fake = {
-        "loaded": SimpleNamespace(**{"adapter": None} | loaded),
-        "prompt": prompt,
-        "pooling": record.get("pooling", prompt.pooling),
-        "layer": 30,
-        "max_sentence_tokens": None,
-        "normalize": False,
-    }
-    fake = SimpleNamespace(**fake | change)
-    fake.key = Encoder.key.fget(fake)
-    return fake
+    names = ("weight_origin", "quantization", "dtype")
+    key = {name: loaded.get(name) for name in (*names, "commit", "adapter")}
+    key |= {"model": record["model"], "pooling": record.get("pooling", prompt.pooling)}
+    key |= {"layer": 30, "max_sentence_tokens": None, "normalize": False}
+    prompt = change.pop("prompt", prompt)
+    return SimpleNamespace(key=key | change, prompt=prompt)
 
 
 class Data(SimpleNamespace):
