@@ -1,4 +1,4 @@
-"""What makes two measurements the same: committed records are found, any other setting is another."""
+"""What makes two measurements the same: committed records are found, others are not."""
 
 import json
 from dataclasses import fields, replace
@@ -90,8 +90,10 @@ def test_records_of_one_key_have_one_score(name, field):
 
 
 RECORD = {
-    "model": "m", "prompt": "prompteol", "demonstrations": [], "quantization": None, "adapter": None, "pooling": "last",
-    "layer": -1, "engine": "encoder", "task": "stsb", "split": "test", "n": 9, "origin": "mini", "text_form": "natural",
+    "model": "m", "prompt": "prompteol", "demonstrations": [], "quantization": None,
+    "adapter": None, "pooling": "last",
+    "layer": -1, "engine": "encoder", "task": "stsb", "split": "test", "n": 9,
+    "origin": "mini", "text_form": "natural",
     "weight_origin": "local folder", "model_commit": "a1", "dtype": "float32", "seed": 0,
 }  # fmt: skip
 
