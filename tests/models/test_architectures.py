@@ -178,9 +178,6 @@ def test_a_body_that_cannot_be_read_is_refused(tmp_path):
     assert "no access to its hidden states" in refusal
 
 
-@pytest.mark.xfail(
-    reason="the encoder takes the whole position table", raises=(RuntimeError, IndexError)
-)
 @pytest.mark.parametrize("architecture", ["roberta", "mpnet"])
 def test_positions_that_are_kept_back_are_not_filled(architecture, tmp_path):
     """The position table has 2 places more than it can hold tokens; the tokenizer names none."""
