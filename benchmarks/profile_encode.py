@@ -96,7 +96,7 @@ def package(revision: str) -> Path:
             check=True,
         )
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder)  # of this repository; filter= would need Python 3.11.4
     return folder
 
 

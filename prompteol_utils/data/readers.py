@@ -25,11 +25,14 @@ class SentenceFileError(ValueError):
 def text_problem(text: object) -> str | None:
     """Say why something is not a sentence that can be embedded; None if it is one."""
     if not isinstance(text, str):
-        return f"a string is needed, not {text!r}"
+        return f"a string is needed, not {repr(text)[:80]} ({type(text).__name__})"
     if not text.strip():
-        return "a blank sentence; take it out, or write what it stands for"
+        return "an empty or blank sentence; take it out, or write what it stands for"
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        return "a lone surrogate (broken Unicode); repair it, or take the sentence out"
+        return (
+            "a lone surrogate (broken Unicode); take the sentence out, or repair it, for example "
+            "with text.encode('utf-8', 'replace').decode()"
+        )
     return None
 
 

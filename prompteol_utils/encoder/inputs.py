@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from prompteol_utils.data.readers import text_problem
 from prompteol_utils.encoder.tokenization import BadSentenceError
 
 
@@ -44,19 +45,8 @@ def sentence_iterable(sentences) -> Iterable[str]:
 def validate(sentences: Iterable[str], start: int = 0) -> None:
     """Refuse what cannot be embedded, by its index."""
     for index, sentence in enumerate(sentences, start):
-        if not isinstance(sentence, str):
-            raise BadSentenceError(index, f"a string is needed, got {type(sentence).__name__}")
-        if not sentence.strip():
-            raise BadSentenceError(
-                index,
-                "it is empty or blank, and has no meaning to embed; drop it or give it a text",
-            )
-        if not sentence.isascii() and any("\ud800" <= char <= "\udfff" for char in sentence):
-            raise BadSentenceError(
-                index,
-                "it holds a lone surrogate (broken Unicode); repair it, for example with "
-                "text.encode('utf-8', 'replace').decode()",
-            )
+        if problem := text_problem(sentence):
+            raise BadSentenceError(index, problem)
 
 
 def check_finite(vectors: np.ndarray, start: int) -> None:

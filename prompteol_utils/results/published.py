@@ -129,13 +129,16 @@ def require_comparable(
         ValueError: A field is mixed; its values are named.
     """
     visible = {column, *shown} | ({"dtype"} if "precision" in shown else set())
-    for field, within in _COMPARED.items():
+    for field, within in (*_COMPARED.items(), ("origin", "task")):
         if field not in frame or field in visible:
             continue
         by = [name for name in (column, within) if name is not None and name in frame]
         groups = frame.groupby(by, dropna=False, sort=False)[field] if by else [((), frame[field])]
         for where, values in groups:
-            if len(kinds := sorted(set(map(str, values)))) > 1:
+            kinds = set(map(str, values))
+            if within is None:  # two files of one's own are two tasks, not two copies of one
+                kinds = {kind.partition(":")[0] for kind in kinds}
+            if len(kinds := sorted(kinds)) > 1:
                 places = [f"{name} {one!r}" for name, one in zip(by, where, strict=True)]
                 raise ValueError(
                     f"{field} is mixed within {' and '.join(places) or 'one column'}: "

@@ -126,7 +126,7 @@ def test_the_hub_out_of_reach_is_said_when_it_was_asked_for():
     [
         ("anchor,positive\na,b\n", "1: needs the columns anchor, positive, negative or sent0"),
         ("anchor,positive,negative\na,b,c\na,b\n", "3: 2 cells, but the header has 3"),
-        ("anchor,positive,negative\na, ,c\n", "2: a blank sentence"),
+        ("anchor,positive,negative\na, ,c\n", "2: an empty or blank sentence"),
         (
             "anchor,positive,negative\na,b,c\na,The end.,the end\n",
             "3: positive and negative are the same",

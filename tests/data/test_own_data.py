@@ -20,6 +20,7 @@ from prompteol_utils.data import (
     senteval,
 )
 from prompteol_utils.evaluation import evaluate_sts, evaluate_transfer
+from prompteol_utils.results import require_comparable
 from prompteol_utils.results.store import check_row
 
 PAIRS = [
@@ -103,6 +104,15 @@ def test_a_results_record_takes_the_origin(tmp_path):
         check_row({**numbers, **text, **task, **empty, "origin": "mine:0123"})
 
 
+def test_two_own_files_are_two_tasks_but_an_edited_one_is_not_the_same():
+    rows = [{"task": "a", "origin": "own:1", "model": "m"}]
+    frame = pd.DataFrame([*rows, {"task": "b", "origin": "own:2", "model": "m"}])
+    assert require_comparable(frame) is frame
+    for other in ({"task": "a", "origin": "own:2"}, {"task": "b", "origin": "mini"}):
+        with pytest.raises(ValueError, match="origin is mixed"):
+            require_comparable(pd.DataFrame([*rows, other | {"model": "m"}]))
+
+
 def test_a_column_split_is_obeyed(tmp_path):
     path = save([one | {"split": "dev"} for one in PAIRS], tmp_path / "mine.csv")
     assert len(load_sts(path, "dev")) == 3
@@ -141,7 +151,7 @@ BAD = [
     ("sentence1,sentence2,score\na,b,\n", Pairs, ":2: the grade is ''"),
     ("sentence1,sentence2,score\na,b,nan\n", Pairs, ":2: the grade is 'nan'"),
     ('sentence1,sentence2,score\na,b,"3,5"\n', Pairs, ":2: the grade is '3,5'.*decimal point"),
-    ("sentence1,sentence2,score\na, ,3\n", Pairs, ":2: a blank sentence"),
+    ("sentence1,sentence2,score\na, ,3\n", Pairs, ":2: an empty or blank sentence"),
     ("a,b,score\na,b,3\n", Pairs, ":1: needs the columns sentence1.*there are: a, b, score"),
     ("score,score\na,b\n", Pairs, ":1: a column name stands twice"),
     ("sentence1,sentence2,score\n", Pairs, "holds no pair"),

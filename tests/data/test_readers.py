@@ -5,7 +5,7 @@ import pytest
 from prompteol_utils.data import SentenceFileError, read_sentences
 
 BAD_FILES = [
-    ("a.txt", b"one\n\ntwo\n", "a.txt:2: a blank sentence"),
+    ("a.txt", b"one\n\ntwo\n", "a.txt:2: an empty or blank sentence"),
     ("a.txt", b"one\n\xff\xfe\n", "a.txt:2: no valid UTF-8"),
     ("a.csv", b"id,sentence\n1,x\n2\n", "a.csv:3: 1 cells, but the header has 2 columns"),
     ("a.csv", b"sentence\nHello, world\nx\n", "a.csv:2: 2 cells, but the header has 1 columns"),
@@ -17,7 +17,7 @@ BAD_FILES = [
     ),
     ("a.csv", b"text,text\n1,x\n", "a.csv:1: a column name stands twice: text, text"),
     ("a.csv", b'id,sentence\n1,"x\ny"\n2,"z\n', "a.csv:4: unexpected end"),
-    ("a.csv", b'id,sentence\n1,"x\ny"\n2, \n', "a.csv:4: a blank sentence"),
+    ("a.csv", b'id,sentence\n1,"x\ny"\n2, \n', "a.csv:4: an empty or blank sentence"),
     ("a.jsonl", b'"one"\n{"sentence": 3}\n', "a.jsonl:2: a string is needed, not 3"),
     ("a.jsonl", b'"one"\n{"sentence": \n', "a.jsonl:2: no valid JSON"),
     ("a.jsonl", b'"one"\n"\\ud800"\n', "a.jsonl:2: a lone surrogate"),

@@ -194,7 +194,7 @@ STSB, YEAR = "STS/STSBenchmark/sts-test.csv", "STS/STS12-en-test/STS.input.MSRvi
             "sts12",
             YEAR,
             lambda t: t.replace("nobody came .", " "),
-            r"STS\.input\.MSRvid\.txt:2: a blank sentence",
+            r"STS\.input\.MSRvid\.txt:2: an empty or blank sentence",
         ),
         (
             "sts12",
@@ -385,10 +385,6 @@ def test_the_archive_is_fetched_once_and_read_like_a_folder(hub, inside, tmp_pat
             "repo_type": "dataset",
         }
     ]
-    os.truncate(
-        next((tmp_path / "cache" / "senteval").rglob("sts-train.csv")), 3
-    )  # damage is noticed and repaired
-    assert len(load_sts("stsb", "train")) == 3 and len(calls) == 2
 
 
 def test_an_archive_that_points_outside_is_refused(hub, tmp_path):
@@ -514,7 +510,7 @@ MINI = "split,genre,kind,score,left,right\n"
         (MINI + "dev,news,same,5,a\n", r"mini\.csv:2: 5 cells, but the header has 6 columns"),
         (MINI + "dev,news,same,5,a,b,c\n", r"mini\.csv:2: 7 cells, but the header has 6"),
         (MINI + "train,news,same,5,a,b\n", r"mini\.csv:2: split is 'train'"),
-        (MINI + "dev,news,same,5, ,b\n", r"mini\.csv:2: a blank sentence"),
+        (MINI + "dev,news,same,5, ,b\n", r"mini\.csv:2: an empty or blank sentence"),
         (MINI + 'dev,news,same,5,"a"b,c\n', r"mini\.csv:2: "),
         (MINI + "test,news,same,5,a,b\n", r"mini\.csv: no pair of split 'dev'"),
         (

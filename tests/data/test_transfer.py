@@ -143,7 +143,7 @@ def test_both_encodings_give_the_same_text(tmp_path, encoding):
             "good soup \t3",
             "the label is '3', expected one of 0, 1",
         ),
-        ("sst2", "SST/binary/sentiment-test", 1, " \t1", "a blank sentence"),
+        ("sst2", "SST/binary/sentiment-test", 1, " \t1", "an empty or blank sentence"),
         ("trec", "TREC/train_5500.label", 3, "What is it ?", "no colon"),
         (
             "trec",
@@ -152,7 +152,7 @@ def test_both_encodings_give_the_same_text(tmp_path, encoding):
             "FOOD:soup What is it ?",
             "the label is 'FOOD', expected one of ABBR",
         ),
-        ("trec", "TREC/TREC_10.label", 2, "NUM:dist", "a blank sentence"),
+        ("trec", "TREC/TREC_10.label", 2, "NUM:dist", "an empty or blank sentence"),
         (
             "mrpc",
             "MRPC/msr_paraphrase_train.txt",
@@ -213,7 +213,7 @@ def test_without_senteval_the_mini_set_is_read(tmp_path, monkeypatch):
         ("sst5,train,0,a,", "unknown transfer task 'sst5'"),
         ("trec,train,1,a,", "the label is '1', expected one of ABBR"),
         ("trec,dev,HUM,a,", "trec has no split 'dev'; allowed: train, test"),
-        ("mrpc,train,1,a,", "a blank sentence"),
+        ("mrpc,train,1,a,", "an empty or blank sentence"),
         ("cr,,0,a", "4 cells, but the header has 5"),
     ],
 )

@@ -287,6 +287,14 @@ def test_a_class_that_is_missing_from_a_fold_is_named(solver):
         transfer.classify(x, task, solver=solver, folds=3)
 
 
+@pytest.mark.parametrize("parts", [["train"], ["train", "dev"], ["test"]])
+def test_a_task_without_what_it_is_tested_on_is_refused(parts):
+    task, x = toy(12)
+    task = replace(task, split=tuple((parts * 12)[:12]))
+    with pytest.raises(ValueError, match=f"has only the part {', '.join(parts)}; a classifier is"):
+        transfer.classify(x, task)
+
+
 def test_the_callers_random_numbers_are_left_alone():
     task, x = toy(40)
     torch.manual_seed(3)
