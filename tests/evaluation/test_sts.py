@@ -279,6 +279,23 @@ def test_torch_tensors_and_half_precision_are_accepted():
     ] == pytest.approx(full)
 
 
+def test_tensors_with_a_gradient_or_in_bfloat16_are_accepted():
+    torch = pytest.importorskip("torch")
+    full = evaluate_sts(letters, DEV).loc[0, "spearman"]
+    for convert in (
+        lambda x: torch.tensor(x, requires_grad=True),
+        lambda x: torch.tensor(x).bfloat16(),
+        lambda x: [torch.tensor(row, requires_grad=True) for row in x],
+    ):
+        score = evaluate_sts(lambda s, convert=convert: convert(letters(s)), DEV)
+        assert score.loc[0, "spearman"] == pytest.approx(full)
+
+
+def test_a_missing_grade_is_named():
+    with pytest.raises(ValueError, match="1 of 3 grades are missing or infinite.* at index 1"):
+        spearman(np.arange(3.0), np.array([1, np.nan, 3]))
+
+
 # --- the cloud ---
 
 
