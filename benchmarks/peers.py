@@ -1,11 +1,14 @@
-"""Make build/bench-venv, where benchmarks/encode.py looks for its peers: sentence-transformers and llama.cpp's Python binding.
+"""Make build/bench-venv, where benchmarks/encode.py looks for its peers: sentence-transformers and
+llama.cpp's Python binding.
 
     python benchmarks/peers.py                    # with the project's own Python, in its .venv
 
-A virtual environment of their own, so that no peer touches the project's pins; it sees the project's packages through a .pth file, so that
-torch and transformers are the same for every engine. llama-cpp-python comes as source: it needs a C++ compiler and cmake, and some twenty
-minutes of one core (CMAKE_BUILD_PARALLEL_LEVEL sets how many it takes); its wheel is kept in build/bench-wheels. A peer that cannot be
-installed is said and left out, and benchmarks/encode.py skips it.
+A virtual environment of their own, so that no peer touches the project's pins; it sees the
+project's packages through a .pth file, so that torch and transformers are the same for every
+engine. llama-cpp-python comes as source: it needs a C++ compiler and cmake, and some twenty minutes
+of one core (CMAKE_BUILD_PARALLEL_LEVEL sets how many it takes); its wheel is kept in
+build/bench-wheels. A peer that cannot be installed is said and left out, and benchmarks/encode.py
+skips it.
 """
 
 import subprocess
@@ -39,7 +42,10 @@ def make(folder: Path = FOLDER) -> Path:
 
 
 def install(python: Path, name: str, version: str) -> bool:
-    """Build or fetch one peer's wheel, once, and install it; False where that fails or what was installed cannot be imported."""
+    """Build or fetch one peer's wheel, once, and install it.
+
+    False where that fails or what was installed cannot be imported.
+    """
     pin, pip = f"{name}=={version}", [python, "-m", "pip", "--disable-pip-version-check"]
     steps = [
         [*pip, "wheel", "--no-deps", "--find-links", WHEELS, "--wheel-dir", WHEELS, pin],
@@ -55,7 +61,8 @@ def main() -> int:
     came = {name: install(python, name, version) for name, version in PEERS.items()}
     for name, ok in came.items():
         print(
-            f"{name} {PEERS[name]}: {'ready' if ok else 'could not be installed; benchmarks/encode.py goes on without it'}"
+            f"{name} {PEERS[name]}: "
+            f"{'ready' if ok else 'could not be installed; the benchmark runs without it'}"
         )
     return int(not any(came.values()))
 

@@ -1,12 +1,15 @@
-"""Where the encoder's time goes, and what a change brought: CPU seconds of one thread, the least of alternating rounds.
+"""Where the encoder's time goes, and what a change brought: CPU seconds of one thread, the least of
+alternating rounds.
 
-    python benchmarks/profile_encode.py                            # this checkout: share of time by kind of operator, GFLOP/s
-    python benchmarks/profile_encode.py --revisions main~3 main~2  # those commits and this checkout in turn, one process each and round
-    python benchmarks/profile_encode.py --table                    # what is recorded
+    python benchmarks/profile_encode.py                            # this checkout: share of time by
+    kind of operator, GFLOP/s python benchmarks/profile_encode.py --revisions main~3 main~2  # those
+    commits and this checkout in turn, one process each and round python
+    benchmarks/profile_encode.py --table                    # what is recorded
 
-CPU seconds hold where other work runs beside this, up to what it takes of the caches. GFLOP/s are useful work as benchmarks/encode.py
-counts it, all layers and tokens alike: an encoder that leaves out what nobody reads comes out faster, not smaller.
-(Not called profile.py: beside a running script that name would hide Python's own module.)
+CPU seconds hold where other work runs beside this, up to what it takes of the caches. GFLOP/s are
+useful work as benchmarks/encode.py counts it, all layers and tokens alike: an encoder that leaves
+out what nobody reads comes out faster, not smaller. (Not called profile.py: beside a running script
+that name would hide Python's own module.)
 """
 
 import argparse
@@ -31,7 +34,10 @@ KINDS = {  # of operators, by what their names hold; the first that fits
 
 
 def shares(profiler, seconds: float) -> dict[str, float]:
-    """Share of the seconds (by the clock) by kind of operator; the rest is Python, the tokenizer and the profiler itself."""
+    """Share of the seconds (by the clock) by kind of operator.
+
+    The rest is Python, the tokenizer and the profiler itself.
+    """
     found = dict.fromkeys((*KINDS, "outside operators"), 0.0)
     for event in profiler.key_averages():
         kind = next(
@@ -101,7 +107,10 @@ def package(revision: str) -> Path:
 
 
 def compare(options) -> None:
-    """The commits in turn, round after round; a row for each of them and each number of demonstrations."""
+    """The commits in turn, round after round.
+
+    A row for each of them and each number of demonstrations.
+    """
     from prompteol_utils import results
     from prompteol_utils.utils import devices
 

@@ -1,13 +1,16 @@
-"""Does the time of `encode` grow with its sentences and nothing else, and what do demonstrations cost? One process a measurement.
+"""Does the time of `encode` grow with its sentences and nothing else, and what do demonstrations
+cost? One process a measurement.
 
-    python benchmarks/scale.py                           # 1k, 10k and 100k sentences, then 0 to 8 demonstrations; goes on where it was
-    python benchmarks/scale.py --sizes 1000 --shots      # only the smallest size, no demonstrations
-    python benchmarks/scale.py --table                   # what is recorded
-    python benchmarks/scale.py --figure FILE.png         # cost against demonstrations, with and without the prefix cache
+    python benchmarks/scale.py                           # 1k, 10k and 100k sentences, then 0 to 8
+    demonstrations; goes on where it was python benchmarks/scale.py --sizes 1000 --shots      # only
+    the smallest size, no demonstrations python benchmarks/scale.py --table                   # what
+    is recorded python benchmarks/scale.py --figure FILE.png         # cost against demonstrations,
+    with and without the prefix cache
 
-Rows of kind `scale` and `shots_cost` go to data/results/scale.jsonl; those that are there are not measured again. The sentences are
-halves of this project's own mini set put together, all different and short. Memory is what the run takes on top of the loaded, warm model.
-Whether the time is linear is read off CPU seconds, which hold where other work runs beside this.
+Rows of kind `scale` and `shots_cost` go to data/results/scale.jsonl; those that are there are not
+measured again. The sentences are halves of this project's own mini set put together, all different
+and short. Memory is what the run takes on top of the loaded, warm model. Whether the time is linear
+is read off CPU seconds, which hold where other work runs beside this.
 """
 
 import argparse
@@ -24,7 +27,9 @@ ROWS = ROOT / "data" / "results" / "scale.jsonl"
 
 
 def sentences(n: int) -> list[str]:
-    """The first n of a fixed order of all beginnings (three words) and ends (four words) of the mini set's sentences."""
+    """The first n of a fixed order of all beginnings (three words) and ends (four words) of
+    the mini set's sentences.
+    """
     from prompteol_utils.data import read_records
     from prompteol_utils.utils.files import DATA
 
@@ -135,7 +140,10 @@ def bench(options) -> None:
 
 
 def tables(path) -> dict:
-    """The recorded rows: medians over rounds; `off_linear` is how far a sentence's CPU time is from that of the smallest size."""
+    """The recorded rows: medians over rounds.
+
+    `off_linear` is how far a sentence's CPU time is from that of the smallest size.
+    """
     from prompteol_utils.results import Store
 
     rows, found = Store(path).read(), {}
@@ -172,7 +180,8 @@ def figure(path, target, model: str) -> None:
     rows = tables(path).get("shots_cost")
     if rows is None or not len(rows := rows[rows["model"] == model]):
         raise SystemExit(
-            f"{path} has no row of kind shots_cost for {model}; measure them first, without --figure"
+            f"{path} has no row of kind shots_cost for {model}; measure them first, without "
+            f"--figure"
         )
     picture, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for cache, colour, marker in ((False, "#E69F00", "s"), (True, "#0072B2", "o")):

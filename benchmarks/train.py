@@ -1,12 +1,16 @@
-"""A training step of this package against a plain peft + transformers loop: seconds and peak memory, one process a measurement.
+"""A training step of this package against a plain peft + transformers loop: seconds and peak
+memory, one process a measurement.
 
-    python benchmarks/train.py                      # batches 16, 32 and 64, and 256 once; about 15 minutes on two free cores
-    python benchmarks/train.py --batches 32 --round 1  # once more, in rows of their own
+    python benchmarks/train.py                      # batches 16, 32 and 64, and 256 once; about 15
+    minutes on two free cores python benchmarks/train.py --batches 32 --round 1  # once more, in
+    rows of their own
 
-Both train the same LoRA on the same frozen 4-bit weights, on the same triplets cut to the same tokens, with the same loss. The plain
-loop is what one writes first: bitsandbytes' layers as they are, the batch padded together, and gradient checkpointing on, as
-`prepare_model_for_kbit_training` sets it; it leaves out the LM head, which the paper's code computes too. Rows go to
-data/results/train_bench.jsonl; those that are there are not measured again.
+Both train the same LoRA on the same frozen 4-bit weights, on the same triplets cut to the same
+tokens, with the same loss. The plain
+loop is what one writes first: bitsandbytes' layers as they are, the batch padded together, and
+gradient checkpointing on, as `prepare_model_for_kbit_training` sets it; it leaves out the LM head,
+which the paper's code computes too. Rows go to data/results/train_bench.jsonl; those that are there
+are not measured again.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+
 import nbformat
 
 from tools.notebooks import rules

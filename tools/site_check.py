@@ -164,7 +164,8 @@ def main() -> int:
     heaviest = max(SITE.rglob("*.html"), key=lambda path: path.stat().st_size)
     size = heaviest.stat().st_size / 1e6
     print(
-        f"{len(pages())} pages, {len(problems)} problems; the heaviest: {heaviest.name}, {size:.1f} MB"
+        f"{len(pages())} pages, {len(problems)} problems; the heaviest: {heaviest.name}, "
+        f"{size:.1f} MB"
     )
     return int(bool(problems))
 

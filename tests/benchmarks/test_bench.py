@@ -1,4 +1,6 @@
-"""The benchmark of encoders compares like with like: the same sentences, and vectors that are the model's."""
+"""The benchmark of encoders compares like with like: the same sentences, and vectors that
+are the model's.
+"""
 
 import importlib.util
 import json
@@ -89,7 +91,9 @@ def test_rows_without_scores_make_a_table_too(bench, tmp_path):
 
 
 def test_attentions_work_is_that_of_the_scores_and_sums_that_are_asked_for(bench):
-    """Counted by torch on a model whose only products are attention's, and there once more than half of all pairs is masked."""
+    """Counted by torch on a model whose only products are attention's, and there once more
+    than half of all pairs is masked.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     from prompteol_utils.encoder import Encoder

@@ -1,4 +1,6 @@
-"""benchmarks/scale.py on a tiny model: its sentences, its rows, what it does not measure again, its table and figure."""
+"""benchmarks/scale.py on a tiny model: its sentences, its rows, what it does not measure
+again, its table and figure.
+"""
 
 import importlib.util
 import re

@@ -26,9 +26,21 @@ TEXTS = [
     "rain",
     "A late bus, again",
 ]
-COMMANDS = (
-    "encode sts transfer search kshot build finetune merge grid fetch models export mteb".split()
-)  # noqa: SIM905
+COMMANDS = [
+    "encode",
+    "sts",
+    "transfer",
+    "search",
+    "kshot",
+    "build",
+    "finetune",
+    "merge",
+    "grid",
+    "fetch",
+    "models",
+    "export",
+    "mteb",
+]
 
 
 def run(line: str, *more: str) -> int:

@@ -1,4 +1,6 @@
-"""The 80 sentences of the semantic-search demo are balanced, distinct, and share no passage with each other or with the mini STS set."""
+"""The 80 sentences of the semantic-search demo are balanced, distinct, and share no passage
+with each other or with the mini STS set.
+"""
 
 import csv
 from collections import Counter
@@ -17,7 +19,10 @@ def read(name):
 
 
 def shared_passages(groups):
-    """Passages of five words that stand in more than one group; a group is the sentences that may resemble each other."""
+    """Passages of five words that stand in more than one group.
+
+    A group is the sentences that may resemble each other.
+    """
     owners = Counter(passage for group in groups for passage in set().union(*map(passages, group)))
     return [passage for passage, count in owners.items() if count > 1]
 
@@ -42,14 +47,18 @@ def test_sentences_are_distinct_and_well_formed(corpus):
 
 
 def test_no_sentence_names_a_topic(corpus):
-    """Searching for the topic's name as a keyword must find nothing, so that the demo needs meaning."""
+    """Searching for the topic's name as a keyword must find nothing, so that the demo needs
+    meaning.
+    """
     stems = ("cook", "space", "football", "soccer", "money", "garden", "music", "medic", "travel")
     for row in corpus:
         assert not [w for w in words(row["sentence"]) if w.startswith(stems)], row["sentence"]
 
 
 def test_no_topic_leans_on_one_word(corpus):
-    """A content word in three or more of a topic's ten sentences would let a keyword search succeed."""
+    """A content word in three or more of a topic's ten sentences would let a keyword search
+    succeed.
+    """
     for topic in TOPICS:
         counts = Counter(
             w

@@ -1,7 +1,9 @@
-"""The 300 demonstrations obey the rules of data/README.md: form, balance, no repeated word, frame or passage.
+"""The 300 demonstrations obey the rules of data/README.md: form, balance, no repeated word, frame
+or passage.
 
-Each rule is a function from rows to a list of complaints that name file and line, so that the same function is run on the set
-(no complaint) and on a spoilt copy of it (the complaint it was written for).
+Each rule is a function from rows to a list of complaints that name file and line, so that the same
+function is run on the set (no complaint) and on a spoilt copy of it (the complaint it was written
+for).
 """
 
 import csv
@@ -24,12 +26,15 @@ PROMPT_WORDS = {"this", "sentence", "means", "in", "one", "word"}
 # Words that carry grammar: what a sentence keeps when its content is taken out is its frame.
 FUNCTION_WORDS = set(
     words("""
-    a about above across after against ahead all already amid among an and another any anyone are as at away back be because been before
-    behind being below beneath beside between but by can cannot could did do does down during each either else enough even every for from
-    had has have having he her herself him his how i if in inside into is it its itself me much my neither no nobody none not nothing now of
-    off on once one only or other others our out over own she since so some somebody someone something still such than that the their
-    them then there they this those through till to together too under until up upon us very was we were what when where whether which
-    while who whoever whom whose will with within without would you your s""")
+    a about above across after against ahead all already amid among an and another any anyone
+    are as at away back be because been before behind being below beneath beside between but by
+    can cannot could did do does down during each either else enough even every for from had has
+    have having he her herself him his how i if in inside into is it its itself me much my
+    neither no nobody none not nothing now of off on once one only or other others our out over
+    own she since so some somebody someone something still such than that the their them then
+    there they this those through till to together too under until up upon us very was we were
+    what when where whether which while who whoever whom whose will with within without would
+    you your s""")
 )
 
 
@@ -55,7 +60,8 @@ def bad_form(rows):
             out.append(f"{where}: {len(words(sentence))} words; allowed: 4 to 14")
         if not sentence.endswith(".") or sentence != " ".join(sentence.split()) or '"' in sentence:
             out.append(
-                f"{where}: a sentence ends with a period, and has no double quote, line break or space too many"
+                f"{where}: a sentence ends with a period, and has no double quote, line break or "
+                f"space too many"
             )
         if sentence[:1].isupper() != (row["kind"] == "sentence") or (
             row["kind"] == "dictionary" and sentence != sentence.lower()
@@ -82,7 +88,8 @@ def bad_words(rows):
             )
         if row["word"].lower() in taken:
             out.append(
-                f"{row['where']}: word {row['word']!r} is the prompt's own or one that the paper chose"
+                f"{row['where']}: word {row['word']!r} is the prompt's own or one that the paper "
+                f"chose"
             )
     if (hyphens := sum("-" in row["word"] for row in rows)) > 3:
         out.append(f"{PATH.name}: {hyphens} words with a hyphen; allowed: 3")
@@ -90,7 +97,9 @@ def bad_words(rows):
 
 
 def given_away(rows):
-    """A sentence that holds its word, or another form of it: one begins with the other ("water", "Watering")."""
+    """A sentence that holds its word, or another form of it: one begins with the other
+    ("water", "Watering").
+    """
     out = []
     for row in rows:
         word = row["word"].lower().replace("-", "")
@@ -112,7 +121,9 @@ def same_frame(rows):
 
 
 def shared_passages(rows):
-    """Five words in a row that also stand in another demonstration, or in another text of the project."""
+    """Five words in a row that also stand in another demonstration, or in another text of
+    the project.
+    """
     owners = defaultdict(set)
     for row in rows:
         for passage in set(passages(row["sentence"])):
@@ -145,7 +156,8 @@ def out_of_balance(rows):
         "action": 50,
     }:
         out.append(
-            f"{PATH.name}: words of everyday sentences name {dict(named)}; there should be 50 topics and 50 actions"
+            f"{PATH.name}: words of everyday sentences name {dict(named)}; there should be 50 "
+            f"topics and 50 actions"
         )
     counts = Counter((row["topic"], row["kind"]) for row in rows)
     if len(topics := {row["topic"] for row in rows}) != 20:
@@ -154,7 +166,8 @@ def out_of_balance(rows):
         for kind, count in KINDS.items():
             if (found := counts[topic, kind]) != count // 20:
                 out.append(
-                    f"{PATH.name}: topic {topic!r} has {found} of kind {kind!r}; there should be {count // 20}"
+                    f"{PATH.name}: topic {topic!r} has {found} of kind {kind!r}; there should be "
+                    f"{count // 20}"
                 )
     return out
 

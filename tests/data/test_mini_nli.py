@@ -1,7 +1,9 @@
-"""The mini NLI set obeys its rules: form, variety, no repeated text, nothing from the rest of data/, and negatives that really are hard.
+"""The mini NLI set obeys its rules: form, variety, no repeated text, nothing from the rest of
+data/, and negatives that really are hard.
 
-Each rule is a function from rows to a list of complaints that name file and line, so that the same function is run on the set
-(no complaint) and on a spoilt copy of it (the complaint it was written for). That a positive follows from its anchor and a negative
+Each rule is a function from rows to a list of complaints that name file and line, so that the same
+function is run on the set (no complaint) and on a spoilt copy of it (the complaint it was written
+for). That a positive follows from its anchor and a negative
 contradicts it cannot be tested: it was judged by whoever wrote the triplet.
 """
 
@@ -85,13 +87,16 @@ def bad_form(rows):
             )
         if not text.isascii() or '"' in text:
             out.append(
-                f"{row['where']}: {role} has a quotation mark or a sign outside ASCII; write ' and -"
+                f"{row['where']}: {role} has a quotation mark or a sign outside ASCII; write ' "
+                f"and -"
             )
     return out
 
 
 def repeated_sentences(rows):
-    """The same words twice, in one triplet or in two: a positive that equals its negative is one case of it."""
+    """The same words twice, in one triplet or in two: a positive that equals its negative
+    is one case of it.
+    """
     out, first = [], {}
     for row, role, text in sentences(rows):
         key = " ".join(words(text))
@@ -113,7 +118,9 @@ def repeated_passages(rows):
 
 
 def passages_elsewhere():
-    """Where each passage of the other tables in data/ stands: what embeddings are judged on, and what demonstrations are made of."""
+    """Where each passage of the other tables in data/ stands: what embeddings are judged
+    on, and what demonstrations are made of.
+    """
     seen = {}
     for path in OTHERS:
         with open(path, encoding="utf-8", newline="") as file:
@@ -125,7 +132,10 @@ def passages_elsewhere():
 
 
 def text_from_elsewhere(rows):
-    """Five words in a row that stand in another file too; a model may not learn from what it is judged on."""
+    """Five words in a row that stand in another file too.
+
+    A model may not learn from what it is judged on.
+    """
     seen = passages_elsewhere()
     return [
         f"{row['where']}: {role} shares {passage!r} with {seen[passage]}"
@@ -136,7 +146,9 @@ def text_from_elsewhere(rows):
 
 
 def repeated_openings(rows):
-    """A template shows in how sentences begin: no three first words in more than four anchors, positives, or negatives."""
+    """A template shows in how sentences begin: no three first words in more than four
+    anchors, positives, or negatives.
+    """
     out = []
     for role in ROLES:
         openings = {}
@@ -159,7 +171,8 @@ def easy_negatives(rows):
         )
         if not anchor & negative:
             out.append(
-                f"{row['where']}: negative shares no longer word with its anchor; use one of {sorted(anchor)}"
+                f"{row['where']}: negative shares no longer word with its anchor; use one of "
+                f"{sorted(anchor)}"
             )
     return out
 
@@ -187,7 +200,9 @@ def test_rule_holds(rule, rows):
 
 
 def test_counting_shared_words_is_fooled(rows):
-    """Most negatives repeat more of the anchor than the positive does, and many repeat less: neither is a rule to learn."""
+    """Most negatives repeat more of the anchor than the positive does, and many repeat
+    less: neither is a rule to learn.
+    """
     closer = Counter(
         (overlap(row, "negative") > overlap(row, "positive"))
         - (overlap(row, "negative") < overlap(row, "positive"))

@@ -1,7 +1,9 @@
-"""The mini STS set obeys the rules of data/mini_sts_rubric.md: form, balance, no repeated text, and near misses that really are near.
+"""The mini STS set obeys the rules of data/mini_sts_rubric.md: form, balance, no repeated text, and
+near misses that really are near.
 
-Each rule is a function from rows to a list of complaints that name file and line, so that the same function is run on the set
-(no complaint) and on a spoilt copy of it (the complaint it was written for).
+Each rule is a function from rows to a list of complaints that name file and line, so that the same
+function is run on the set (no complaint) and on a spoilt copy of it (the complaint it was written
+for).
 """
 
 import re
@@ -37,10 +39,11 @@ def files():
 # Words that a paraphrase without overlap may still repeat: they carry grammar, not content.
 FUNCTION_WORDS = set(
     words("""
-    a about after all an and any are as at be been before being both but by can could did do does for from get gets got had has have he
-    her his how i if in into is it its just many me more most much my no not of off on one only or our out over own she should so some
-    than that the their them then there these they this those to too until up very was we were what when where which while who whose
-    will with without would you your s t re ve ll d m""")
+    a about after all an and any are as at be been before being both but by can could did do
+    does for from get gets got had has have he her his how i if in into is it its just many me
+    more most much my no not of off on one only or our out over own she should so some than that
+    the their them then there these they this those to too until up very was we were what when
+    where which while who whose will with without would you your s t re ve ll d m""")
 )
 
 
@@ -71,11 +74,13 @@ def bad_grades(rows):
         low, high = GRADES.get(row["kind"], (0, 5))
         if not re.fullmatch(r"[0-4](\.\d)?|5(\.0)?", row["score"]):
             out.append(
-                f"{row['where']}: score {row['score']!r} is not a number from 0 to 5 with at most one decimal"
+                f"{row['where']}: score {row['score']!r} is not a number from 0 to 5 with at most "
+                f"one decimal"
             )
         elif not low <= float(row["score"]) <= high:
             out.append(
-                f"{row['where']}: the rubric grades {row['kind']} {low} to {high}, not {row['score']}; change the grade or the kind"
+                f"{row['where']}: the rubric grades {row['kind']} {low} to {high}, not "
+                f"{row['score']}; change the grade or the kind"
             )
     return out
 
@@ -134,7 +139,8 @@ def unbalanced(rows):
             if not 0.12 <= share <= 0.22:
                 names = sorted({where.split(":")[0] for _, where in scores})
                 out.append(
-                    f"{', '.join(names)}: {share:.0%} of {split} is graded up to {top} in its bin; 12 to 22 % are allowed"
+                    f"{', '.join(names)}: {share:.0%} of {split} is graded up to {top} in its "
+                    f"bin; 12 to 22 % are allowed"
                 )
     for genre in sorted({row["genre"] for row in rows}):
         mine = [row for row in rows if row["genre"] == genre]
@@ -142,7 +148,8 @@ def unbalanced(rows):
         share = sum(row["split"] == "dev" for row in mine) / len(mine)
         if not 0.45 <= share <= 0.55:
             out.append(
-                f"{where}: {share:.0%} of genre {genre}, which begins here, is dev; 45 to 55 % are allowed"
+                f"{where}: {share:.0%} of genre {genre}, which begins here, is dev; 45 to 55 % "
+                f"are allowed"
             )
         kinds = Counter(row["kind"] for row in mine)
         out += [
@@ -159,7 +166,8 @@ def overlapping_paraphrases(rows):
         shared = content(row["left"]) & content(row["right"])
         if row["kind"] == "paraphrase_no_overlap" and shared:
             out.append(
-                f"{row['where']}: a paraphrase without overlap shares {sorted(shared)}; reword it or call it same"
+                f"{row['where']}: a paraphrase without overlap shares {sorted(shared)}; reword it "
+                f"or call it same"
             )
     return out
 
@@ -211,7 +219,9 @@ def test_rubric_examples_are_not_in_the_set(rows):
 
 
 def test_counting_shared_words_is_fooled(rows):
-    """Near misses share more words than paraphrases without overlap, and still are graded lower, in each half."""
+    """Near misses share more words than paraphrases without overlap, and still are graded
+    lower, in each half.
+    """
 
     def overlap(row):
         left, right = content(row["left"]), content(row["right"])

@@ -1,7 +1,9 @@
-"""The mini transfer set obeys its rules: form, balance, no repeated text, no template, and no shortcut that makes a task trivial.
+"""The mini transfer set obeys its rules: form, balance, no repeated text, no template, and no
+shortcut that makes a task trivial.
 
-Each rule is a function from rows to a list of complaints that name file and line, so that the same function is run on the set
-(no complaint) and on a spoilt copy of it (the complaint it was written for).
+Each rule is a function from rows to a list of complaints that name file and line, so that the same
+function is run on the set (no complaint) and on a spoilt copy of it (the complaint it was written
+for).
 """
 
 import csv
@@ -54,7 +56,8 @@ def bad_cells(rows):
             out.append(f"{row['where']}: task {row['task']!r} is not one of {sorted(LABELS)}")
         elif row["label"] not in LABELS[row["task"]]:
             out.append(
-                f"{row['where']}: label {row['label']!r} is not one of {row['task']}'s: {LABELS[row['task']]}"
+                f"{row['where']}: label {row['label']!r} is not one of {row['task']}'s: "
+                f"{LABELS[row['task']]}"
             )
         if row["split"] not in AT_LEAST:
             out.append(f"{row['where']}: split {row['split']!r} is neither train nor test")
@@ -69,7 +72,8 @@ def bad_texts(rows):
         low, high = LENGTHS[row["task"]]
         if not low <= len(text.split()) <= high:
             out.append(
-                f"{row['where']}: {side} has {len(text.split())} words; {row['task']} allows {low} to {high}"
+                f"{row['where']}: {side} has {len(text.split())} words; {row['task']} allows "
+                f"{low} to {high}"
             )
         if text != " ".join(text.split()) or set(text) & set("‘’‚“”„«»`´"):
             out.append(f"{row['where']}: {side} needs single spaces and plain quotes")
@@ -91,7 +95,10 @@ def repeated_texts(rows):
 
 
 def repeated_passages(rows):
-    """Five words in a row that two rows share, or a row and another set written for this project; inside one pair they are welcome."""
+    """Five words in a row that two rows share, or a row and another set written for this project.
+
+    Inside one pair they are welcome.
+    """
     out, first = [], {}
     for name in OTHER_SETS:
         with open(DATA / name, encoding="utf-8", newline="") as file:
@@ -117,7 +124,8 @@ def unbalanced(rows):
             counts = Counter(row["label"] for row in tasks[task] if row["split"] == split)
             if sum(counts.values()) < fewest or len({counts[label] for label in labels}) > 1:
                 out.append(
-                    f"{where}: {task}, which begins here, has {dict(counts)} in {split}; each label equally often, {fewest} in all"
+                    f"{where}: {task}, which begins here, has {dict(counts)} in {split}; each "
+                    f"label equally often, {fewest} in all"
                 )
         counts = Counter(row["label"] for row in tasks[task])
         out += [
@@ -129,7 +137,10 @@ def unbalanced(rows):
 
 
 def templated(rows):
-    """Openings of three words that come back; questions may repeat theirs ("What is the"), other texts once."""
+    """Openings of three words that come back.
+
+    Questions may repeat theirs ("What is the"), other texts once.
+    """
     out = []
     for task, mine in by_task(rows).items():
         seen = Counter()
@@ -144,7 +155,9 @@ def templated(rows):
 
 
 def giveaways(rows):
-    """What would let a classifier be right without reading: negation as a sign of "negative", the question word, counting shared words."""
+    """What would let a classifier be right without reading: negation as a sign of
+    "negative", the question word, counting shared words.
+    """
     out, tasks = [], by_task(rows)
     for task in ("mr", "cr", "sst2", "mpqa"):
         for label in BINARY:
@@ -155,14 +168,16 @@ def giveaways(rows):
             )
             if negated < 6:
                 out.append(
-                    f"{mine[0]['where']}: {task}, label {label}, has {negated} texts with a negation; at least 6"
+                    f"{mine[0]['where']}: {task}, label {label}, has {negated} texts with a "
+                    f"negation; at least 6"
                 )
     for label in LABELS["trec"]:
         mine = [row for row in tasks["trec"] if row["label"] == label]
         plain = sum(words(row["text"])[0] in ("what", "which") for row in mine)
         if plain < 5:
             out.append(
-                f"{mine[0]['where']}: trec, label {label}, has {plain} questions that open with What or Which; at least 5"
+                f"{mine[0]['where']}: trec, label {label}, has {plain} questions that open with "
+                f"What or Which; at least 5"
             )
     pairs = [
         (set(words(row["text"])), set(words(row["text2"])), row["label"] == "1")
@@ -177,7 +192,8 @@ def giveaways(rows):
     if best > 0.7:
         where = tasks["mrpc"][0]["where"]
         out.append(
-            f"{where}: mrpc, which begins here: counting shared words is right for {best:.0%} of the pairs; at most 70 %"
+            f"{where}: mrpc, which begins here: counting shared words is right for {best:.0%} of "
+            f"the pairs; at most 70 %"
         )
     return out
 
@@ -211,7 +227,9 @@ def set_all(rows, **values):
 
 
 def keep_all_words(rows):
-    """Every paraphrase repeats its sentence but for one word, so that counting shared words finds them."""
+    """Every paraphrase repeats its sentence but for one word, so that counting shared words
+    finds them.
+    """
     for row in of(rows, task="mrpc", label="1"):
         row["text2"] = row["text"].replace(" ", " indeed ", 1)
 

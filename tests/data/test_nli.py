@@ -1,4 +1,7 @@
-"""Triplets: SentEval's SNLI, the hub's file, a file of one's own; what is left out is counted, what is malformed names itself."""
+"""Triplets: SentEval's SNLI, the hub's file, a file of one's own.
+
+What is left out is counted, what is malformed names itself.
+"""
 
 import pytest
 

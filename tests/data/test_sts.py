@@ -1,4 +1,6 @@
-"""The readers: SentEval's layout to the letter, one rule for which folder is read, and bad lines that name themselves."""
+"""The readers: SentEval's layout to the letter, one rule for which folder is read, and bad
+lines that name themselves.
+"""
 
 import io
 import os
@@ -77,7 +79,9 @@ def make_senteval(root: Path, pairs=PAIRS) -> Path:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """Every test starts without a named folder, with an empty cache, and with a hub that must not be asked."""
+    """Every test starts without a named folder, with an empty cache, and with a hub that
+    must not be asked.
+    """
     monkeypatch.delenv(senteval.VARIABLE, raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
@@ -339,7 +343,10 @@ def test_without_folder_and_hub_only_stsb_has_a_small_set(offline):
         load_sts("stsb", "train")
     with pytest.raises(
         senteval.Unreachable,
-        match=r"sts14: .*no network here.*datasets-for-simcse.*PROMPTEOL_SENTEVAL.*small set for stsb",
+        match=(
+            r"sts14: .*no network here.*datasets-for-simcse.*PROMPTEOL_SENTEVAL.*small set for "
+            r"stsb"
+        ),
     ):
         load_sts("sts14")
 
@@ -515,7 +522,8 @@ MINI = "split,genre,kind,score,left,right\n"
         (MINI + "test,news,same,5,a,b\n", r"mini\.csv: no pair of split 'dev'"),
         (
             "split,genre,score,left,right\n",
-            r"mini\.csv:1: needs the columns split, genre, kind, score, left, right; there are: split, genre",
+            r"mini\.csv:1: needs the columns split, genre, kind, score, left, right; there are: "
+            r"split, genre",
         ),
         ("", r"mini\.csv:1: needs the columns split"),
     ],

@@ -1,4 +1,6 @@
-"""The classification tasks: SentEval's files to the letter, odd bytes, bad lines that name themselves, samples that keep proportions."""
+"""The classification tasks: SentEval's files to the letter, odd bytes, bad lines that name
+themselves, samples that keep proportions.
+"""
 
 import os
 from collections import Counter
@@ -28,7 +30,8 @@ SIZES = {
     "mrpc": {"train": 4_076, "test": 1_725},
 }
 MINI = "task,split,label,text,text2\n" + "".join(
-    f"{task},{split},{label},{task} {split} {label} {i},{'its other half' if task == 'mrpc' else ''}\n"
+    f"{task},{split},{label},{task} {split} {label} "
+    f"{i},{'its other half' if task == 'mrpc' else ''}\n"
     for task in TRANSFER_TASKS
     for split in SPLITS[task]
     for label in (("HUM", "LOC") if task == "trec" else "01")
@@ -63,10 +66,14 @@ def make_transfer(root: Path) -> Path:
     for name in ("train_5500", "TREC_10"):
         write(
             root / f"TREC/{name}.label",
-            b"NUM:dist How far is the caf\xe9 ?\nHUM:ind Who sells  ink ?\nABBR:exp What is an LBV ?\n",
+            b"NUM:dist How far is the caf\xe9 ?\nHUM:ind Who sells  ink ?\nABBR:exp What is an "
+            b"LBV ?\n",
         )
     for split in ("train", "test"):
-        rows = f'1\t7\t8\tThe {split} shop opens .\tThe shop will open .\n0\t7\t9\tIt " rains " .\tIt snows .\n'
+        rows = (
+            f"1\t7\t8\tThe {split} shop opens .\tThe shop will open .\n"
+            '0\t7\t9\tIt " rains " .\tIt snows .\n'
+        )
         write(
             root / f"MRPC/msr_paraphrase_{split}.txt",
             "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n" + rows,
@@ -249,7 +256,10 @@ def test_a_sample_keeps_proportions_order_and_seed(tmp_path):
 @pytest.mark.skipif(not SENTEVAL, reason="PROMPTEOL_SENTEVAL names no SentEval folder")
 @pytest.mark.parametrize("task", TRANSFER_TASKS)
 def test_sizes_of_the_real_files(task):
-    """The sizes that SentEval documents; labels in every split; no line lost to an odd character."""
+    """The sizes that SentEval documents; labels in every split.
+
+    No line lost to an odd character.
+    """
     real = load_transfer(task, root=SENTEVAL)
     assert real.sizes == SIZES[task] and len(real) == sum(SIZES[task].values())
     for split in real.sizes:

@@ -1,4 +1,6 @@
-"""STS scores against a by-hand version, what must not change them, and bad embeddings that name their sentence."""
+"""STS scores against a by-hand version, what must not change them, and bad embeddings that
+name their sentence.
+"""
 
 import os
 from itertools import combinations

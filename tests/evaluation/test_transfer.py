@@ -1,4 +1,6 @@
-"""Transfer: SentEval's classifier to the number, scikit-learn's nested cross-validation, no leak, a killed run that goes on."""
+"""Transfer: SentEval's classifier to the number, scikit-learn's nested cross-validation, no
+leak, a killed run that goes on.
+"""
 
 import random
 from dataclasses import replace
@@ -23,7 +25,10 @@ from prompteol_utils.models import tiny
 
 
 def toy(n=120, classes=2, width=6, seed=0, split=None, name="cr", apart=0.8):
-    """A task and features in which the classes overlap; columns of very different size, as real embeddings have."""
+    """A task and features in which the classes overlap.
+
+    Columns of very different size, as real embeddings have.
+    """
     random_ = np.random.default_rng(seed)
     label = random_.integers(0, classes, n)
     x = random_.normal(size=(n, width)) + apart * random_.normal(size=(classes, width))[label]
@@ -92,7 +97,9 @@ def test_all_at_once_is_one_by_one(classes):
 
 
 def test_nested_folds_are_those_of_senteval():
-    """Its whole protocol in plain loops: order by length, outer and inner folds, l2 by the rounded mean, a twentieth held back."""
+    """Its whole protocol in plain loops: order by length, outer and inner folds, l2 by the
+    rounded mean, a twentieth held back.
+    """
     task, x = toy(90, apart=0.4)
     order = sorted(range(len(task)), key=lambda i: (len(task.text[i].split()), task.label[i]))
     x_sorted, y = x[order], task.label[order]

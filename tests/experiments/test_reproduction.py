@@ -162,7 +162,10 @@ def sentence(i: int) -> str:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """All seven tasks in SentEval's form, a few sentences each; their sizes are taken for the real ones."""
+    """All seven tasks in SentEval's form, a few sentences each.
+
+    Their sizes are taken for the real ones.
+    """
     classes = {
         "MR/rt-polarity": ("pos", "neg"),
         "CR/custrev": ("pos", "neg"),

@@ -1,4 +1,7 @@
-"""Grids keep what is done through kills and through cells that do not fit; their rows are those of the verb `sts`."""
+"""Grids keep what is done through kills and through cells that do not fit.
+
+Their rows are those of the verb `sts`.
+"""
 
 from dataclasses import replace
 

@@ -8,11 +8,27 @@ import pytest
 from prompteol_utils import results
 
 ROW = {
-    "model": "opt-125m", "prompt": "prompteol", "demonstrations": [], "quantization": None, "adapter": None, "pooling": "last", "layer": -1,
-    "task": "stsb", "split": "test", "n": 1379, "spearman": 60.5, "spearman_subset_mean": 60.25, "origin": "senteval",
-    "text_form": "tokenised lower case", "weight_origin": "hub fp16, base", "dtype": "float32", "seed": 0, "seconds": 1.5, "versions": {},
+    "model": "opt-125m",
+    "prompt": "prompteol",
+    "demonstrations": [],
+    "quantization": None,
+    "adapter": None,
+    "pooling": "last",
+    "layer": -1,
+    "task": "stsb",
+    "split": "test",
+    "n": 1379,
+    "spearman": 60.5,
+    "spearman_subset_mean": 60.25,
+    "origin": "senteval",
+    "text_form": "tokenised lower case",
+    "weight_origin": "hub fp16, base",
+    "dtype": "float32",
+    "seed": 0,
+    "seconds": 1.5,
+    "versions": {},
     "commit": "unknown",
-}  # fmt: skip
+}
 
 
 def paper(**change):
@@ -29,9 +45,14 @@ def paper(**change):
 def test_a_difference_only_for_the_same_measurement():
     (row,) = results.compare(pd.DataFrame([ROW]), paper()).to_dict("records")
     assert row == {
-        "model": "opt-125m", "prompt": "prompteol", "task": "stsb", "system": "PromptEOL OPT-125M", "ours": 60.5, "paper": 67.89,
+        "model": "opt-125m",
+        "prompt": "prompteol",
+        "task": "stsb",
+        "system": "PromptEOL OPT-125M",
+        "ours": 60.5,
+        "paper": 67.89,
         "difference": pytest.approx(-7.39),
-    }  # fmt: skip
+    }
 
 
 def test_the_archive_on_the_hub_is_the_same_set():

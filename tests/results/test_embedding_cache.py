@@ -1,4 +1,6 @@
-"""Embeddings are computed once: right after interruptions, between processes, and on any file system."""
+"""Embeddings are computed once: right after interruptions, between processes, and on any
+file system.
+"""
 
 import hashlib
 import sqlite3

@@ -1,4 +1,5 @@
-"""The published numbers are copied right: what can be recomputed is, what has no source is not there, and no file changes unseen.
+"""The published numbers are copied right: what can be recomputed is, what has no source is not
+there, and no file changes unseen.
 
 Run as a script, it writes the checksums of data/README.md anew.
 """
@@ -110,8 +111,14 @@ def test_sts_rows_speak_the_words_of_our_own_rows():
     table = paper_table("sts")
     tasks = table[table["task"] != "avg"]
     assert tasks.groupby("task")["n"].unique().map(list).to_dict() == {
-        "sts12": [3108], "sts13": [1500], "sts14": [3750], "sts15": [3000], "sts16": [1186], "stsb": [1379], "sickr": [4927],
-    }  # fmt: skip
+        "sts12": [3108],
+        "sts13": [1500],
+        "sts14": [3750],
+        "sts15": [3000],
+        "sts16": [1186],
+        "stsb": [1379],
+        "sickr": [4927],
+    }
     assert (
         set(tasks["aggregation"]) == {"all"}
         and set(table["origin"]) == {"senteval"}
@@ -199,7 +206,8 @@ def readme_parts() -> tuple[str, str]:
 def test_checksums_are_those_of_the_readme():
     right = checksum_table()
     assert readme_parts()[1] == right, (
-        f"a file in data/ changed; if on purpose, run `python tests/results/{Path(__file__).name}`:\n{right}"
+        f"a file in data/ changed; if on purpose, run `python "
+        f"tests/results/{Path(__file__).name}`:\n{right}"
     )
 
 

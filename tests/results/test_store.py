@@ -1,4 +1,6 @@
-"""The store and the embedding cache keep finished work through kills, races and damage, and never show two kinds of score as one."""
+"""The store and the embedding cache keep finished work through kills, races and damage, and
+never show two kinds of score as one.
+"""
 
 import json
 import math
@@ -17,11 +19,27 @@ from prompteol_utils.results import store as store_module
 from prompteol_utils.utils import files
 
 ROW = {
-    "model": "opt-125m", "prompt": "prompteol", "demonstrations": [], "quantization": None, "adapter": None, "pooling": "last", "layer": -1,
-    "task": "stsb", "split": "test", "n": 1379, "spearman": 60.5, "spearman_subset_mean": 60.25, "origin": "senteval",
-    "text_form": "tokenised lower case", "weight_origin": "hub fp16, base", "dtype": "float32", "seed": 0, "seconds": 1.5, "versions": {},
+    "model": "opt-125m",
+    "prompt": "prompteol",
+    "demonstrations": [],
+    "quantization": None,
+    "adapter": None,
+    "pooling": "last",
+    "layer": -1,
+    "task": "stsb",
+    "split": "test",
+    "n": 1379,
+    "spearman": 60.5,
+    "spearman_subset_mean": 60.25,
+    "origin": "senteval",
+    "text_form": "tokenised lower case",
+    "weight_origin": "hub fp16, base",
+    "dtype": "float32",
+    "seed": 0,
+    "seconds": 1.5,
+    "versions": {},
     "commit": "unknown",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
