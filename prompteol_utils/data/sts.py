@@ -294,6 +294,4 @@ def _text_form(task: str, sentences: Sequence[str]) -> str:
 
 def _sample(pairs: Pairs, limit: int | None, seed: int) -> Pairs:
     limit = check_limit(limit, meaning="all pairs")
-    if limit is None or limit >= len(pairs):
-        return pairs
     return pairs.take(random_positions(len(pairs), limit, seed))
