@@ -2,6 +2,18 @@
 
 import os
 
+import pytest
+
+from prompteol_utils.utils import files
+
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_runtest_setup(item) -> None:
+    """Gemma's weights come under terms of use: a test run does not accept them for anybody."""
+    if item.get_closest_marker("gemma") and "gemma" not in item.config.getoption("-m", ""):
+        folder = files.cache_folder() / "models" / "gemma3-270m"
+        if not (folder / "config.json").is_file():
+            pytest.skip("Gemma's weights are not in the cache: `prompteol fetch gemma3-270m`")

@@ -169,8 +169,8 @@ def classify(
     part = {name: order[split[order] == name] for name in task.sizes}
     if "all" not in part and not {"train", "test"} <= set(part):
         raise ValueError(
-            f"{task.name} has only the part {', '.join(part)}; a classifier is trained on 'train' and "
-            "tested on 'test', or cross-validated on 'all'"
+            f"{task.name} has only the part {', '.join(part)}; a classifier is trained on 'train' "
+            "and tested on 'test', or cross-validated on 'all'"
         )
     if "dev" in part:
         outer = [(part["train"], part["test"])]

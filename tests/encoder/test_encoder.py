@@ -505,8 +505,15 @@ def test_key_tells_apart_what_changes_a_vector():
 
 
 @pytest.mark.bundled
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma3-270m", "all-minilm-l6-v2"])
-def test_bundled_model_equals_reference(name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm2-135m-instruct",
+        pytest.param("gemma3-270m", marks=pytest.mark.gemma),
+        "all-minilm-l6-v2",
+    ],
+)
+def test_offline_model_equals_reference(name):
     loaded = load_model(name)
     for prompt in ("mean",) if name == "all-minilm-l6-v2" else PROMPTS_TRIED.values():
         expected = reference(loaded, prompt, SENTENCES)

@@ -294,7 +294,7 @@ def test_tensors_with_a_gradient_or_in_bfloat16_are_accepted():
 
 
 def test_a_missing_grade_is_named():
-    with pytest.raises(ValueError, match="1 of 3 grades are missing or infinite.* at index 1"):
+    with pytest.raises(ValueError, match=r"1 of 3 grades are missing or infinite.* at index 1"):
         spearman(np.arange(3.0), np.array([1, np.nan, 3]))
 
 

@@ -173,8 +173,10 @@ def test_ends_appended_by_a_tokenizer_are_dropped_on_request():
 
 
 @pytest.mark.bundled
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma3-270m"])
-def test_bundled_weights_are_what_the_registry_says(name):
+@pytest.mark.parametrize(
+    "name", ["smollm2-135m-instruct", pytest.param("gemma3-270m", marks=pytest.mark.gemma)]
+)
+def test_offline_weights_are_what_the_registry_says(name):
     loaded = load_model(name)
     config = loaded.model.config
     assert (config.num_hidden_layers, config.hidden_size) == {
