@@ -160,28 +160,24 @@ def test_merged_model_needs_no_peft(base, tmp_path):
         )
 
 
-def test_training_reads_the_sentence_without_added_punctuation_cut_before_it_is_wrapped(
+def test_training_reads_sentences_without_added_punctuation_cut_before_they_are_wrapped(
     base, tmp_path, monkeypatch
 ):
-    read = []
-    tokenize = Encoder.tokenize
+    read, vectors = [], Encoder.vectors
     monkeypatch.setattr(
-        Encoder,
-        "tokenize",
-        lambda self, texts: read.append((self, list(texts))) or tokenize(self, texts),
+        Encoder, "vectors", lambda self, ids: read.extend(ids) or vectors(self, ids)
     )
-    finetune(
-        Encoder(load_model(base)),
-        triplets(),
-        config(max_steps=1, max_sentence_tokens=5),
-        tmp_path / "run",
-    )
-    reader, texts = read[0]
-    assert (
-        len(texts) == 24 and reader.prompt.punctuation is None and reader.max_sentence_tokens == 5
-    )
-    text = reader.loaded.tokenizer.decode(tokenize(reader, ["cat dog river boat garden night"])[0])
-    assert text.endswith('" means in one word:"') and "night" not in text
+    encoder = Encoder(load_model(base))
+    run = config(max_steps=1, batch_size=2, max_sentence_tokens=5)
+    finetune(encoder, triplets(2), run, tmp_path / "run")
+    tokenizer = encoder.loaded.tokenizer
+    seen = {tokenizer.decode(ids, skip_special_tokens=True) for ids in read}
+    assert len(seen) == 6
+    for text in seen:
+        inside = text.removeprefix('This sentence : "').removesuffix('" means in one word:"')
+        assert len(text) - len(inside) == 38, "the whole prompt, before and after the sentence"
+        tokens = tokenizer(inside, add_special_tokens=False)["input_ids"]
+        assert not inside.endswith(".") and len(tokens) <= 5
 
 
 def test_the_papers_recipe_is_the_default():
