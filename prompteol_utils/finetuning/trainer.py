@@ -250,10 +250,8 @@ class _Run:
                 bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None})
         if self._is_untrained():
             raise NothingTrainedError(
-                f"after {self.step} steps every LoRA matrix B is still zero: the adapter changes "
-                f"nothing ({self.plan}; the gradients' norm was "
-                f"{self.history[-1].get('gradient_norm')}). Look at learning_rate and the loss in "
-                f"{self.out / 'checkpoint.pt'}"
+                f"after {self.step} steps ({self.plan}) every LoRA matrix B is still zero, so the "
+                f"adapter changes nothing; look at the losses and norms in {self.out}/checkpoint.pt"
             )
         return processes.on_first(self._finish)
 
