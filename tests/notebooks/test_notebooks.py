@@ -15,7 +15,9 @@ README = rules.ROOT / "README.md"
 NOTEBOOKS = rules.find()
 PROFILES = yaml.safe_load((rules.NOTEBOOKS / "profiles.yml").read_text(encoding="utf-8"))
 TIME = re.compile(
-    r"^\*\*Time\*\*: about (.+? minutes?) on a 2-core CPU · \*\*Memory\*\*: (.+? GB)", re.MULTILINE
+    r"^\*\*Time\*\*: about (.+? minutes?) on a 2-core CPU · \*\*Memory\*\*: (.+? GB)"
+    r" · \*\*Learning time\*\*: about (.+?) hours?$",
+    re.MULTILINE,
 )
 BEFORE = re.compile(r"^\*\*Read before\*\*: (.+)$", re.MULTILINE)
 
@@ -24,14 +26,14 @@ each_notebook = pytest.mark.parametrize(
 )
 
 
-def header(path: Path) -> tuple[str, str, str, str]:
-    """Title, minutes, memory and what to read before, from a notebook's first cell."""
+def header(path: Path) -> tuple[str, ...]:
+    """Minutes, memory, hours to learn and what to read before, from a notebook's first cell."""
     text = rules.tagged(rules.read(path), "header")[0].source
     time, before = TIME.search(text), BEFORE.search(text)
     assert time and before, (
         f"{path.stem}: its header lacks the two lines that CONTRIBUTING.md shows"
     )
-    return text.splitlines()[0].removeprefix("# "), time.group(1), time.group(2), before.group(1)
+    return *time.groups(), before.group(1)
 
 
 @each_notebook
@@ -48,6 +50,17 @@ def test_has_three_exercises_with_solutions(path):
         if cell.cell_type == "code"
     ]
     assert checks == ["check_1", "check_2", "check_3"]
+
+
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02")]  # as yet
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=str)
+def test_each_check_is_tried_with_five_wrong_and_three_right_answers(path):
+    for cell in rules.tagged(rules.read(path), "exercise"):
+        if name := cell.cell_type == "code" and rules.exercise_check(cell):
+            assert len(rules.answers(cell, "wrong_answer")) >= 5, name
+            assert len(rules.answers(cell, "right_answer")) >= 3, name
 
 
 @each_notebook
@@ -90,14 +103,11 @@ def test_readme_lists_every_notebook_in_order():
 
 @each_notebook
 def test_readme_row_says_what_the_header_says(path):
-    """Columns: notebook, question, minutes, memory, read before."""
-    _, minutes, memory, before = header(path)
+    """Columns: notebook, question, minutes, memory, read before, hours to learn."""
+    minutes, memory, hours, before = header(path)
     row = table(README.read_text(encoding="utf-8"))[path.stem]
-    assert [row[2], row[3], row[4]] == [
-        minutes.removesuffix("s").removesuffix(" minute"),
-        memory,
-        before,
-    ]
+    minutes = minutes.removesuffix("s").removesuffix(" minute")
+    assert row[2:6] == [minutes, memory, before, hours]
 
 
 def test_a_wrong_table_is_seen():
@@ -111,6 +121,10 @@ def test_a_wrong_table_is_seen():
             "nothing",
         ]
     }
-    assert TIME.search(
-        "x\n**Time**: about 5 minutes on a 2-core CPU · **Memory**: 1.5 GB\n"
-    ).groups() == ("5 minutes", "1.5 GB")
+    line = "**Time**: about 5 minutes on a 2-core CPU · **Memory**: 1.5 GB"
+    assert TIME.search(f"x\n{line} · **Learning time**: about 1 hour\n").groups() == (
+        "5 minutes",
+        "1.5 GB",
+        "1",
+    )
+    assert not TIME.search(f"x\n{line}\n")
