@@ -116,7 +116,7 @@ def grid(
             if skip_failed:
                 todo = [cell for cell in todo if not store.find(cell[2], failed=True)]
             done = len(cells) - len(todo)
-            print(f"{model} {precision}: {done} of {len(cells)} cells found in {store.path}")
+            print(f"{model} {precision}: {done} of {len(cells)} cells found in {store.path.name}")
             if todo:
                 options = {"device": device, **PRECISIONS[precision], **more}
                 _run_cells(model, options, todo, store, batch_tokens)
