@@ -251,10 +251,10 @@ def test_published_scores_never_stand_beside_another_set(column, value, ax):
             r"points \(2, 2\).*got shape \(2, 3\)",
         ),
         (lambda ax: plots.sentence_map(ax, np.zeros((2, 2)), ["a", "b"], ["x"]), "as many groups"),
-        (lambda ax: plots.histogram(ax, [], "x", "t"), "empty or holds NaN"),
+        (lambda ax: plots.histogram(ax, [], "x", "t"), "empty or not finite"),
         (
             lambda ax: plots.histogram(ax, {"a": [1, np.nan]}, "x", "t"),
-            "sample 'a' of a histogram is empty or holds NaN",
+            "sample 'a' of a histogram is empty or not finite",
         ),
     ],
 )

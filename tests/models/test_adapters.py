@@ -102,7 +102,7 @@ def test_virtual_tokens_are_refused(base, tmp_path, kind):
     import peft
 
     settings = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
-    config = getattr(peft, f"{kind}Config")(**settings)
+    config = getattr(peft, kind)(**settings)
     peft.get_peft_model(load_model(base).model, config).save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match="virtual tokens"):
         load_model(base, adapter=str(tmp_path / "a"))
@@ -126,7 +126,7 @@ def test_changed_settings_change_the_name(base, tmp_path):
 
 
 def test_the_name_of_the_adapter_in_data_is_as_in_the_records():
-    assert adapters._name(DATA / "adapters" / "nli-nf4-r16") == "nli-nf4-r16@2295f19a"
+    assert adapters.name_of(DATA / "adapters" / "nli-nf4-r16") == "nli-nf4-r16@2295f19a"
 
 
 def test_an_adapter_of_other_weights_is_refused(base, tmp_path):
