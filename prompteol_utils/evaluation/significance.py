@@ -60,7 +60,8 @@ def compare_scores(
         seed: Of the draws.
 
     Raises:
-        ValueError: The arrays differ in length, or as `spearman`.
+        ValueError: The arrays differ in length, as `spearman`, or too few pairs: in most draws
+            all grades are equal.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentile
     interval).
@@ -74,8 +75,14 @@ def compare_scores(
     differences: list[np.ndarray] = []
     for start in range(0, samples, _BATCH):
         drawn = rng.integers(0, len(gold), (min(_BATCH, samples - start), len(gold)))
+        ranges = [np.ptp(one[drawn], axis=1) for one in (ours, baseline, gold)]
+        drawn = drawn[np.min(ranges, axis=0) > 0]  # nothing to rank where all are equal
+        if not len(drawn):
+            continue
         scores = [spearman_rows(one[drawn], gold[drawn]) for one in (ours, baseline)]
         differences.append(scores[0] - scores[1])
+    if sum(map(len, differences)) < samples / 2:
+        raise ValueError(f"{len(gold)} pairs are too few or too alike for a bootstrap interval")
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(differences), (tail, 1 - tail))
     return Difference(points, float(low), float(high), level, len(gold))

@@ -66,3 +66,12 @@ def test_arrays_of_other_pairs_are_refused():
     gold, good, bad = systems()
     with pytest.raises(ValueError, match="lengths 200, 199 and 200"):
         compare_scores(good, bad[1:], gold)
+
+
+def test_few_pairs_skip_draws_without_a_ranking():
+    gold = np.array([0.0, 0.0, 0.0, 0.0, 5.0, 5.0])
+    ours = np.array([0.1, 0.2, 0.3, 0.4, 0.8, 0.9])
+    found = compare_scores(ours, ours[::-1].copy(), gold, samples=200)
+    assert found.low <= found.points <= found.high
+    with pytest.raises(ValueError, match="too few or too alike"):
+        compare_scores(np.arange(2.0), -np.arange(2.0), np.array([0.0, 1.0]), samples=200)
