@@ -164,7 +164,7 @@ def with_demonstrations(prompt: "str | Prompt", demonstrations: Iterable[Demonst
         demonstrations: In reading order. None at all returns the prompt unchanged.
 
     Returns:
-        A prompt whose prefix holds `This sentence : "DEMO" means in one word:"WORD".` once for
+        A prompt whose prefix holds ``This sentence : "DEMO" means in one word:"WORD".`` once for
         each, with nothing in between.
 
     Raises:

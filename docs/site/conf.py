@@ -40,4 +40,5 @@ html_theme_options = {
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True  # as in the source: no path of the machine that builds
 napoleon_google_docstring = True
