@@ -186,7 +186,7 @@ def test_interrupted_run_keeps_what_is_finished(tmp_path, signum):
     command = [
         sys.executable,
         "-m",
-        "prompteol_utils",
+        "tools.notebooks",
         "run",
         *map(str, names),
         "--output",
@@ -194,6 +194,7 @@ def test_interrupted_run_keeps_what_is_finished(tmp_path, signum):
     ]
     child = subprocess.Popen(
         command,
+        cwd=rules.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
