@@ -7,8 +7,6 @@ import torch
 
 from prompteol_utils.utils.devices import is_out_of_memory, release_memory
 
-# Tokens in a batch: on a CPU what its caches hold (benchmarks/README.md).
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384, "mps": 4_096}
 NUM_WORKERS = 8  # batches at once, at most: each holds Python's lock for some of its time
 
 

@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from prompteol_utils.data.readers import SentenceFileError, numbered_sentences
+from prompteol_utils.encoder.inputs import QUIET_BELOW
 from prompteol_utils.results.embedding_cache import VECTORS
 from prompteol_utils.utils import files
 
 OUTPUTS = (".npy", ".parquet")
 CHUNK = 2_048  # sentences between two commits: what a kill can cost, and what is in memory
-QUIET_BELOW = 256  # sentences for which no progress bar is shown
 
 
 def encode_file(

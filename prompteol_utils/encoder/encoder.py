@@ -26,12 +26,12 @@ from prompteol_utils.prompts import (
     get_prompt,
     with_demonstrations,
 )
+from prompteol_utils.utils.devices import BATCH_TOKENS
 
 # Sentences tokenised, sorted and deduplicated together; bounds the memory beside the result. On a
 # GPU the next chunk is tokenised while one runs, so that smaller ones start it sooner.
 CHUNK = 16_384
 GPU_CHUNK = 4_096
-QUIET_BELOW = 256  # sentences for which no progress bar is shown
 
 
 class Encoder:
@@ -325,7 +325,7 @@ class Encoder:
         return out
 
     def _bar(self, total: int | None, show: bool | None) -> tqdm:
-        show = (total is None or total >= QUIET_BELOW) if show is None else show
+        show = (total is None or total >= inputs.QUIET_BELOW) if show is None else show
         return tqdm(total=total, unit="sentence", disable=not show, desc="encode", leave=False)
 
     def _layer_index(self, layer: int) -> int:
@@ -350,7 +350,7 @@ class Encoder:
         """A function that writes a chunk's vectors into float32 (layers, k, d)."""
         batch_tokens = inputs.integer("batch_tokens", batch_tokens, least=1)
         device = torch.device(self.loaded.device).type
-        budget = batch_tokens or batching.BATCH_TOKENS.get(device, batching.BATCH_TOKENS["cuda"])
+        budget = batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"])
         if self.backbone.rescales_positions:
             budget = 1
         padded = not self.backbone.supports_packing

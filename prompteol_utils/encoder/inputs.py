@@ -8,6 +8,8 @@ import numpy as np
 from prompteol_utils.data.readers import text_problem
 from prompteol_utils.encoder.tokenization import BadSentenceError
 
+QUIET_BELOW = 256  # sentences for which no progress bar is shown
+
 
 def integer(name: str, value, least: int | None = None) -> int | None:
     """A Python int of whatever kind of integer was given (the key must be JSON)."""

@@ -44,7 +44,7 @@ def token_ids(loaded: LoadedModel, texts: Sequence[str], drop_end: bool = False)
     """
     ids = _ids(loaded.tokenizer, texts, special=True)
     if drop_end:
-        _, end = _special_tokens(loaded.tokenizer)
+        _, end = special_tokens(loaded.tokenizer)
         ids = [one[: len(one) - len(end)] for one in ids]
     return ids
 
@@ -111,7 +111,7 @@ class PromptTokenizer:
         head, head_ids = self._head
         if not head or not texts:
             return token_ids(self.loaded, texts, self.drop_end)
-        _, end = _special_tokens(self.loaded.tokenizer)
+        _, end = special_tokens(self.loaded.tokenizer)
         end = [] if self.drop_end else end
         rest = _ids(self.loaded.tokenizer, [text[len(head) :] for text in texts], special=False)
         ids = [[*head_ids, *one, *end] for one in rest]
@@ -126,7 +126,7 @@ class PromptTokenizer:
         if len(words) < 3 or not words[0]:
             return "", []
         head = words[0]
-        begin, end = _special_tokens(self.loaded.tokenizer)
+        begin, end = special_tokens(self.loaded.tokenizer)
         head_ids = [*begin, *_ids(self.loaded.tokenizer, [head], special=False)[0]]
         texts = [self.prompt.prefix + probe + self.prompt.suffix for probe in _PROBES]
         rest = _ids(self.loaded.tokenizer, [text[len(head) :] for text in texts], special=False)
@@ -179,7 +179,7 @@ def _ids(tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=special, **options)["input_ids"]
 
 
-def _special_tokens(tokenizer) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer puts before and after a text."""
     plain, whole = (_ids(tokenizer, ["a"], special)[0] for special in (False, True))
     starts = range(len(whole) - len(plain) + 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from prompteol_utils.encoder import Encoder
+from prompteol_utils.encoder.tokenization import special_tokens
 from prompteol_utils.export.model_card import write_model_card
 from prompteol_utils.models.loading import silence_transformers
 from prompteol_utils.utils import files
@@ -115,7 +116,8 @@ def _save_backbone(encoder: Encoder, folder: Path) -> None:
     with silence_transformers(), torch.inference_mode():
         model.save_pretrained(folder)
     tokenizer = loaded.tokenizer
-    begin = _begin_text(tokenizer)
+    # A chat template is tokenized without special tokens, so it has the begin token as text.
+    begin = "".join(tokenizer.convert_ids_to_tokens(special_tokens(tokenizer)[0]))
     before = tokenizer.chat_template
     tokenizer.chat_template = chat_template(begin + encoder.prompt.prefix, encoder.prompt.suffix)
     try:
@@ -129,10 +131,3 @@ def _merged(model):
     import copy
 
     return copy.deepcopy(model).merge_and_unload()
-
-
-def _begin_text(tokenizer) -> str:
-    """The begin token as text: a chat template is tokenized without special tokens."""
-    plain, full = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
-    at = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
-    return "".join(tokenizer.convert_ids_to_tokens(full[:at]))
