@@ -27,7 +27,9 @@ METHOD_COLOURS = {
     "contrastive": "#000000",
 }
 _DARK = ("#0072B2", "#000000")  # where white letters are legible
+# By place in OKABE_ITO, so that a grey print tells methods apart as well.
 _MARKERS = "osD^vPX*"
+_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "|", "++")
 _STYLES = ("-", "--", "-.", ":")
 _SCORE = "Spearman's ρ × 100"
 
@@ -158,7 +160,15 @@ def score_bars(
     for k, (name, (colour, _)) in enumerate(series.items()):
         rows = frame[frame[by] == name]
         at = [tasks.index(task) + (k - (len(series) - 1) / 2) * width for task in rows["task"]]
-        bars = ax.bar(at, rows["spearman"], width * 0.92, color=colour, label=str(name))
+        bars = ax.bar(
+            at,
+            rows["spearman"],
+            width * 0.92,
+            color=colour,
+            edgecolor="white",
+            hatch=_HATCHES[OKABE_ITO.index(colour)],
+            label=str(name),
+        )
         crowded = len(tasks) * len(series) > 10
         ink = "white" if colour in _DARK else "black"
         # inside the bars, because the lines of published scores run near their tops
@@ -169,6 +179,7 @@ def score_bars(
             fontsize=8 if crowded else 9,
             rotation=90 if crowded else 0,
             color=ink,
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
         )
     lines = _published(ax, frame, paper, tasks)
     top = max([*frame["spearman"], *(lines["score"] if len(lines) else [])])
@@ -241,6 +252,8 @@ def histogram(
 ) -> Axes:
     """Draw how values are distributed; several samples share their bins and are scaled to percent.
 
+    Several are drawn as outlines with a line style each, because overlapping fills mix colours.
+
     Args:
         ax: Where to draw.
         values: Numbers, or names with their numbers.
@@ -260,13 +273,22 @@ def histogram(
         if not sample.size or not np.isfinite(sample).all():
             raise ValueError(f"the sample {name!r} of a histogram is empty or not finite")
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
-    for name, (colour, _) in _few(samples, "samples").items():
+    series = _few(samples, "samples").items()
+    for (name, (colour, _)), style in zip(series, _STYLES * 2, strict=False):
         sample = samples[name]
         share, mean = np.full(sample.size, 100 / sample.size), f"mean {sample.mean():.2f}"
         label = f"{name} ({mean})" if name else mean
-        ax.hist(sample, edges, weights=share, histtype="stepfilled", color=colour, alpha=0.25)
+        if len(samples) == 1:
+            ax.hist(sample, edges, weights=share, histtype="stepfilled", color=colour, alpha=0.25)
         ax.hist(
-            sample, edges, weights=share, histtype="step", color=colour, linewidth=1.6, label=label
+            sample,
+            edges,
+            weights=share,
+            histtype="step",
+            color=colour,
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
         )
     for (name, value), style in zip((marks or {}).items(), _STYLES * 9, strict=False):
         ax.axvline(

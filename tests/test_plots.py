@@ -178,7 +178,16 @@ def test_a_histogram_shows_percent_of_each_sample(ax):
     ]
     assert max(ax.patches[0].get_xy()[:, 1]) == pytest.approx(50)
     counts = np.histogram(np.linspace(0, 1, 50), 10, (0, 1))[0]
-    assert max(ax.patches[2].get_xy()[:, 1]) == pytest.approx(100 * counts.max() / 50)
+    assert max(ax.patches[1].get_xy()[:, 1]) == pytest.approx(100 * counts.max() / 50)
+
+
+def test_methods_differ_without_their_colours(ax):
+    plots.histogram(ax, {"few": [0.1, 0.2], "many": np.linspace(0, 1, 50)}, "x", "t")
+    assert [patch.get_fill() for patch in ax.patches] == [False, False]  # fills would mix
+    assert len({patch.get_linestyle() for patch in ax.patches}) == 2
+    methods = list(plots.METHOD_COLOURS)
+    bars = plots.score_bars(plt.figure().subplots(), scores(tasks=("stsb",), prompts=methods))
+    assert len({bar.get_hatch() for bar in bars.patches}) == len(methods)
 
 
 def test_mixed_sets_are_refused(ax):

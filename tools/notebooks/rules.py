@@ -27,6 +27,7 @@ KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "nam
 CELL_METADATA = (
     "tags",
     "jupyter",
+    "alt",  # what its figure shows, for readers who do not see it
     "wrong_answer",
     "right_answer",
 )  # all else (timestamps, papermill, widgets, colab) is taken out
