@@ -1,10 +1,11 @@
-# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make clean · for maintainers: make format · make check · make publish · make lock
+# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make student · make grade HAND_INS=folder · make clean · for maintainers: make format · make check · make publish · make lock
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NB ?=
+HAND_INS ?=
 
 .DEFAULT_GOAL := tutorial
-.PHONY: site site-test setup tutorial test lab bench clean format check publish lock
+.PHONY: site site-test student grade setup tutorial test lab bench clean format check publish lock
 
 setup:  ## .venv with the exact pins; does nothing when it is up to date
 	@$(PYTHON) tools/setup_env.py
@@ -28,6 +29,12 @@ site: setup  ## the course site in build/site, from the stored outputs; needs th
 
 site-test: site  ## every page of the site in headless Chromium, where there is one
 	@$(VENV_PYTHON) -m tools.site_check
+
+student: setup  ## lessons without solutions and outputs, with all they need: build/student, a folder and a zip file
+	@$(VENV_PYTHON) -m tools.student
+
+grade: setup  ## points of the hand-ins HAND_INS/NAME/00_quickstart.ipynb, as build/grades/points.csv
+	@$(VENV_PYTHON) -m tools.grade $(HAND_INS)
 
 clean:  ## executed copies and caches in this folder; .venv and the models stay
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

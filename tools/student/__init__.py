@@ -1,0 +1,1 @@
+"""The student's edition: `python -m tools.student` (or `make student`)."""
