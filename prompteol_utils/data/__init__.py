@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "bundled": ["load_corpus", "load_demonstrations", "paper_demonstrations"],
+        "dictionary": ["Dictionary", "load_definitions", "load_dictionary"],
         "nli": ["Triplet", "Triplets", "load_nli", "evaluation_sentences", "comparable"],
         "readers": ["SentenceFileError", "read_sentences", "numbered_sentences", "read_records"],
         "senteval": ["find_folder"],

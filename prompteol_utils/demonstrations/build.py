@@ -4,11 +4,11 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from prompteol_utils.data.dictionary import find_wordnet, wordnet_entries
 from prompteol_utils.demonstrations.labelling import EXAMPLES, Label
 from prompteol_utils.prompts import PROMPTS, Demonstration
 from prompteol_utils.results.store import Store, provenance
@@ -21,7 +21,6 @@ not of on or she so that the they to was were with"""
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 _PROMPT = PROMPTS["prompteol"].prefix + PROMPTS["prompteol"].suffix
 PROMPT_WORDS = frozenset(re.findall(r"[a-z]+", _PROMPT.lower()))
-WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 
 
 def build_demonstrations(
@@ -168,35 +167,9 @@ def read_wordnet(folder: str | os.PathLike, *, max_words: int = 12) -> Iterator[
         ValueError: A malformed line (file and number are named).
 
     Source: the paper takes its dictionary pairs from the Oxford dictionary, which is not free.
-    Format: wndb(5WN).
     """
-    folder = Path(folder).expanduser()
-    paths = [folder / name for name in WORDNET_FILES if (folder / name).is_file()]
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} holds no WordNet database: data.noun is missing "
-            "(Debian and Ubuntu: apt install wordnet-base)"
-        )
-    for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.startswith("  ") or not line.strip():  # the licence heads each file
-                    continue
-                if pair := _wordnet_pair(line, f"{path}, line {number}", max_words):
-                    yield pair
-
-
-def _wordnet_pair(line: str, where: str, max_words: int) -> tuple[str, str] | None:
-    entry, bar, gloss = line.partition(" | ")
-    fields = entry.split()
-    if not bar or len(fields) < 6 or not re.fullmatch(r"[0-9a-fA-F]{2}", fields[3]):
-        raise ValueError(
-            f"{where}: not an entry of a WordNet database "
-            "(offset file type count word … | definition)"
-        )
-    word = re.sub(r"\((a|p|ip)\)$", "", fields[4])  # the place that an adjective takes
-    definition = re.split(r';\s*"|;', gloss.strip())[0]
-    definition = re.sub(r"\s*\([^)]*\)\s*", " ", definition).strip()
-    if not re.fullmatch(r"[a-z]{3,}", word) or not 3 <= len(definition.split()) <= max_words:
-        return None
-    return definition.rstrip(".") + ".", word.capitalize()
+    for words, gloss in wordnet_entries(find_wordnet(folder)):
+        text = gloss.partition(";")[0]
+        text = re.sub(r"\s*\([^)]*\)\s*", " ", text).strip()
+        if re.fullmatch(r"[a-z]{3,}", words[0]) and 3 <= len(text.split()) <= max_words:
+            yield text.rstrip(".") + ".", words[0].capitalize()
