@@ -1,4 +1,4 @@
-"""Subcommand `grid`: models x precisions x prompts x tasks, or a system of the paper's tables."""
+"""Subcommands `grid` (models x precisions x prompts x tasks) and `reverse-dictionary`."""
 
 import argparse
 
@@ -8,7 +8,7 @@ _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def add_commands(subcommand) -> None:
-    """Register the subcommand; `subcommand(name, function, text)` makes one."""
+    """Register the subcommands; `subcommand(name, function, text)` makes one."""
     grid = subcommand(
         "grid",
         _grid,
@@ -44,6 +44,22 @@ def add_commands(subcommand) -> None:
     paper.add_argument("--weights", metavar="FOLDER", help="the model's weights on disk")
     shared.add(paper, "adapter", help="the adapter's weights on disk (STS)")
     shared.add(grid, "output", required=True)
+
+    words = subcommand(
+        "reverse-dictionary",
+        _reverse_dictionary,
+        "find words in WordNet by 200 definitions written for this project; resumable",
+    )
+    shared.add(words, "model", required=False, help="as elsewhere; none: BM25, without a model")
+    shared.add(words, *shared.ENCODER[1:], "prompt")
+    words.add_argument(
+        "--wordnet", metavar="FOLDER", help="(default: where PROMPTEOL_WORDNET, Debian, NLTK say)"
+    )
+    shared.add(words, "limit", "seed")
+    words.add_argument(
+        "--vectors", metavar="FOLDER", help="where vectors are kept (default: the cache folder)"
+    )
+    shared.add(words, "output")
 
 
 def _precisions(options: argparse.Namespace) -> list[str]:
@@ -107,3 +123,25 @@ def _paper(options: argparse.Namespace) -> int:
             shared.print_table(table)
             verdicts += table["verdict"].tolist()
     return int(set(verdicts) - {"no number"} != {"pass"})
+
+
+def _reverse_dictionary(options: argparse.Namespace) -> int:
+    from prompteol_utils.data import load_definitions, load_dictionary
+    from prompteol_utils.experiments import search_dictionary
+    from prompteol_utils.utils.files import cache_folder
+
+    definitions = load_definitions()
+    sample = {"limit": options.limit, "seed": options.seed}
+    dictionary = load_dictionary(options.wordnet, keep=definitions, **sample)
+    encoder = None
+    if options.model:
+        loaded, (prompt,) = shared.load(options)
+        from prompteol_utils.encoder import Encoder
+
+        encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
+    folder = options.vectors or cache_folder() / "reverse_dictionary"
+    more = {"output": options.output, "seed": options.seed}
+    table = search_dictionary(dictionary, encoder, folder, **more)
+    columns = ["model", "prompt", "method", "n", "accuracy_1", "accuracy_10", "accuracy_100"]
+    shared.print_table(table, [*columns, "median_rank"])
+    return 0

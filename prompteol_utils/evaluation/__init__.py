@@ -7,6 +7,13 @@ __getattr__, __dir__, __all__ = attach(
     {
         "geometry": ["embedding_geometry", "anisotropy", "alignment", "uniformity"],
         "probes": ["ProbeTask", "LinearProbes", "fit_senteval", "lbfgs_probe", "GRID"],
+        "retrieval": [
+            "BM25",
+            "cosine_scores",
+            "reciprocal_rank_fusion",
+            "retrieval_ranks",
+            "retrieval_scores",
+        ],
         "significance": ["Difference", "compare_scores"],
         "sts": [
             "evaluate_sts",

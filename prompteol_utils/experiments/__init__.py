@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
             "reproduce_transfer",
             "reproduction_status",
         ],
+        "reverse_dictionary": ["search_dictionary"],
         "sweep": ["grid", "by_precision", "planned_key", "transfer_settings", "measure"],
     },
 )
