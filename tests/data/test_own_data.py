@@ -22,6 +22,7 @@ from prompteol_utils.data import (
 from prompteol_utils.evaluation import evaluate_sts, evaluate_transfer
 from prompteol_utils.results import require_comparable
 from prompteol_utils.results.store import check_row
+from prompteol_utils.utils.files import DATA
 
 PAIRS = [
     {"sentence1": "The lid is stuck.", "sentence2": "The jar won't open.", "score": 4.5},
@@ -257,3 +258,16 @@ def test_what_a_named_folder_lacks_is_looked_for_in_the_hubs_archive(tmp_path, m
 def test_a_named_folder_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         nli.load_nli("mini", root=tmp_path / "nowhere")
+
+
+def test_the_example_of_labelled_sentences_is_balanced_and_repeats_nothing():
+    example = Labelled.from_csv(DATA / "complaint_topics.csv")
+    assert example.label_names == ("billing", "defect", "delivery")
+    assert np.bincount(example.label).tolist() == [20, 20, 20]
+    runs = [run for text in example.text for run in {*five_words(text)}]
+    assert len(runs) == len(set(runs)) > 200
+
+
+def five_words(text: str) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return [tuple(words[i : i + 5]) for i in range(len(words) - 4)]
