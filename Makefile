@@ -1,11 +1,11 @@
-# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make student · make grade HAND_INS=folder · make clean · for maintainers: make format · make check · make publish · make lock
+# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make slides · make student · make grade HAND_INS=folder · make clean · for maintainers: make format · make check · make publish · make lock
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NB ?=
 HAND_INS ?=
 
 .DEFAULT_GOAL := tutorial
-.PHONY: site site-test student grade setup tutorial test lab bench clean format check publish lock
+.PHONY: site site-test slides student grade setup tutorial test lab bench clean format check publish lock
 
 setup:  ## .venv with the exact pins; does nothing when it is up to date
 	@$(PYTHON) tools/setup_env.py
@@ -29,6 +29,10 @@ site: setup  ## the course site in build/site, from the stored outputs; needs th
 
 site-test: site  ## every page of the site in headless Chromium, where there is one
 	@$(VENV_PYTHON) -m tools.site_check
+
+slides: setup  ## one deck a lesson, HTML and PDF, in build/slides; needs npm, and Chromium for the PDF and for a look at each slide
+	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps -r requirements-site.lock
+	@$(VENV_PYTHON) -m tools.slides
 
 student: setup  ## lessons without solutions and outputs, with all they need: build/student, a folder and a zip file
 	@$(VENV_PYTHON) -m tools.student
