@@ -242,6 +242,44 @@ def layer_curve(
     return _clean(ax)
 
 
+def score_against_cost(
+    ax: Axes,
+    frame: pd.DataFrame,
+    front: Sequence[str] = (),
+    xlabel: str = "CPU milliseconds per sentence",
+    title: str = "Score against cost",
+) -> Axes:
+    """Draw methods by what they cost and what they score; a line joins those that none beats.
+
+    Args:
+        ax: Where to draw.
+        frame: One row a method, indexed by its name: cost and score.
+        front: The methods that no other one beats in both.
+        xlabel: What the cost is, with its unit; the axis is logarithmic.
+        title: Its title.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    _need(frame, ("cost", "score"))
+    on = frame.index.isin(front)
+    line = frame[on].sort_values("cost")
+    ax.step(line["cost"], line["score"], where="post", color="black", linewidth=1.2, label="front")
+    for inside, marker, colour in ((False, "o", OKABE_ITO[5]), (True, "D", OKABE_ITO[3])):
+        rows = frame[on == inside]
+        label = "on the front: no other is as cheap and better" if inside else "beaten"
+        ax.scatter(
+            rows["cost"], rows["score"], marker=marker, color=colour, edgecolor="black",
+            linewidth=0.6, s=45, zorder=3, label=label,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.margins(0.12, 0.1)
+    _place(ax, frame[["cost", "score"]].to_numpy(float), list(frame.index))
+    ax.set(title=title, xlabel=xlabel, ylabel=_SCORE)
+    _legend(ax, 3)
+    return _clean(ax)
+
+
 def histogram(
     ax: Axes,
     values: Sequence[float] | Mapping[str, Sequence[float]],

@@ -303,3 +303,16 @@ def test_alt_text_says_what_the_axes_show():
     assert text == (
         "The mean is worse. Semantic textual similarity. Spearman's ρ × 100 by task. mean, last."
     )
+
+
+def test_score_against_cost_joins_the_methods_that_none_beats():
+    frame = pd.DataFrame({"cost": [10, 20, 30, 80], "score": [60, 70, 65, 72]}, index=list("abcd"))
+    _, ax = plt.subplots()
+    plots.score_against_cost(ax, frame, front=["a", "b", "d"], title="Cost")
+    (line,) = ax.lines
+    assert line.get_xydata().tolist() == [[10, 60], [20, 70], [80, 72]]
+    assert {text.get_text() for text in ax.texts} == set("abcd")
+    assert ax.get_xscale() == "log" and "milliseconds" in ax.get_xlabel()
+    assert [len(dots.get_offsets()) for dots in ax.collections] == [1, 3]
+    with pytest.raises(ValueError, match="lacks the column score"):
+        plots.score_against_cost(ax, frame[["cost"]])

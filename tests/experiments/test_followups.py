@@ -7,12 +7,13 @@ name each architecture's layers; the package pads on the right or packs, and fin
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from prompteol_utils.data import load_sts
 from prompteol_utils.evaluation import evaluate_sts
-from prompteol_utils.experiments.followups import measuring, prompts
+from prompteol_utils.experiments.followups import measuring, prompts, tables
 from prompteol_utils.experiments.followups.methods import METHODS, few_shot, get_method, whitened
 from prompteol_utils.experiments.followups.rewriting import geneol, rewrite
 from prompteol_utils.experiments.followups.views import Contrastive, Echo, TokenPrepending
@@ -393,3 +394,40 @@ def test_records_resume_and_compare(tmp_path):
     assert first["low"] <= first["points"] <= first["high"]
     with pytest.raises(ValueError, match="echo was not measured on stsb dev with tiny-llama"):
         measuring.best_layer(store, "tiny-llama", "echo")
+
+
+def row(method, split, by_layer, **more):
+    fixed = {"kind": "followup", "model": "m", "task": "stsb", "origin": "senteval", "n": 9}
+    fixed |= {"passes": 1, "published_layer": 3, "sentences": 10, "cpu_seconds": 0.5}
+    known = {"method": method, "split": split, "by_layer": by_layer, "spearman": by_layer[2]}
+    return fixed | known | more
+
+
+def test_tables_choose_the_layer_on_dev_and_report_it_on_test():
+    records = pd.DataFrame(
+        [
+            row("a", "dev", [1.0, 9.0, 5.0]),
+            row("a", "test", [8.0, 6.0, 7.0]),
+            row("b", "dev", [4.0, 2.0, 3.0], passes=8),
+            row("b", "test", [7.0, 1.0, 2.0], passes=8, cpu_seconds=4.0),
+            row("c", "test", [3.0, 3.0, 3.0], rewriting_cpu_seconds=9.5, n=5),
+        ]
+    )
+    table = tables.summary(records, "m")
+    assert table.loc["a", ["published", "best_layer", "best", "dev"]].tolist() == [7, 2, 6, 9]
+    assert table["ms"].tolist() == [50, 400, 1000]
+    assert np.isnan(table.loc["c", "best"])
+    curve = tables.curves(records, "m")
+    assert curve[curve["method"] == "b"][["layer", "spearman"]].values.tolist() == [
+        [1, 4], [2, 2], [3, 3],
+    ]  # fmt: skip
+    assert tables.pareto_front(table["ms"], table["published"]).tolist() == [True, False, False]
+    both = table.assign(model="m")
+    assert tables.recommended(both, 1) == "a"
+    other = both.loc[["b"]].assign(model="n", passes=1)
+    assert tables.recommended(pd.concat([both, other]), 8) == "b", "a was not measured on n"
+    gap = {"model": "m", "layers": "best", "baseline": "prompteol", "method": "a", "n": 9}
+    gap |= {"points": 2.0, "low": 1.0, "high": 3.0, "level": 0.95}
+    assert str(tables.gains(pd.DataFrame([gap]), "m", "best")["a"]) == "leads by 2.0 [1.0, 3.0]"
+    with pytest.raises(ValueError, match="unknown layers 'last'; allowed: published"):
+        tables.gains(pd.DataFrame([gap]), "m", "last")

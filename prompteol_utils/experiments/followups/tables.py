@@ -1,0 +1,128 @@
+"""Records of the methods as tables: scores by layer, two columns a method, what a budget buys."""
+
+import numpy as np
+import pandas as pd
+
+from prompteol_utils.evaluation.significance import Difference
+
+LAYERS = ("published", "same published", "best", "same best", "best over published")
+
+
+def curves(records: pd.DataFrame, model: str, task: str = "stsb", split: str = "dev"):
+    """Scores by layer.
+
+    Args:
+        records: Those of kind "followup", from a store.
+        model: Of which model.
+        task: On which set.
+        split: Of it.
+
+    Returns:
+        method, layer (1 to the depth), spearman, origin, n.
+    """
+    rows = _of(records, model, task, split)
+    found = rows[["method", "by_layer", "origin", "n"]].explode("by_layer", ignore_index=True)
+    found["layer"] = found.groupby(["method", "n"]).cumcount() + 1
+    found["spearman"] = found.pop("by_layer").astype(float)
+    return found
+
+
+def summary(records: pd.DataFrame, model: str, task: str = "stsb") -> pd.DataFrame:
+    """What each method scores at its authors' layer and at the layer that is best on dev.
+
+    Args:
+        records: As for `curves`.
+        model: Of which model.
+        task: On which test set; of several samples of it the largest that each method has.
+
+    Returns:
+        One row a method: passes, ms (CPU milliseconds a sentence, rewriting included), layer (its
+        authors'), published (score there), best_layer (on dev), best (test score there), dev (dev
+        score there), n. The last three are NaN where a method was not measured on dev.
+    """
+    rows = []
+    for method, tested in _of(records, model, task, "test").groupby("method", sort=False):
+        one = tested.sort_values("n").iloc[-1]
+        dev = _of(records, model, "stsb", "dev").query("method == @method")
+        best = int(np.argmax(dev.iloc[-1]["by_layer"])) + 1 if len(dev) else 0
+        seconds = one["cpu_seconds"] + np.nan_to_num(one.get("rewriting_cpu_seconds", 0.0))
+        rows.append(
+            {
+                "method": method,
+                "passes": one["passes"],
+                "ms": 1000 * seconds / one["sentences"],
+                "layer": one["published_layer"],
+                "published": one["spearman"],
+                "best_layer": best or np.nan,
+                "best": one["by_layer"][best - 1] if best else np.nan,
+                "dev": dev.iloc[-1]["by_layer"][best - 1] if best else np.nan,
+                "n": one["n"],
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
+
+
+def gains(
+    differences: pd.DataFrame, model: str, layers: str = "same best", baseline: str = "prompteol"
+) -> pd.Series:
+    """What each method gains over a baseline, in words with the interval.
+
+    Args:
+        differences: Records of kind "followup_difference".
+        model: Of which model.
+        layers: Which layers are compared, one of `LAYERS`.
+        baseline: Over which method.
+
+    Returns:
+        `Difference` by method.
+
+    Raises:
+        ValueError: Unknown kind of layers.
+    """
+    if layers not in LAYERS:
+        raise ValueError(f"unknown layers {layers!r}; allowed: {', '.join(LAYERS)}")
+    wanted = {"model": model, "layers": layers, "baseline": baseline}
+    rows = differences[(differences[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    rows = rows.sort_values("n", kind="stable").groupby("method", sort=False).last()
+    found = {
+        method: Difference(*(row[name] for name in ("points", "low", "high", "level", "n")))
+        for method, row in rows.iterrows()
+    }
+    return pd.Series(found, dtype=object)
+
+
+def pareto_front(cost: pd.Series, score: pd.Series) -> pd.Series:
+    """Which methods no other one beats: none is as cheap and better, or as good and cheaper.
+
+    Args:
+        cost: By method.
+        score: By method.
+
+    Returns:
+        bool by method.
+    """
+    beaten = []
+    for one in cost.index:
+        no_worse = (cost <= cost[one]) & (score >= score[one])
+        beaten.append(bool((no_worse & ((cost < cost[one]) | (score > score[one]))).any()))
+    return ~pd.Series(beaten, index=cost.index)
+
+
+def recommended(summaries: pd.DataFrame, budget: float) -> str:
+    """The method of at most so many passes with the highest score on dev, averaged over models.
+
+    Args:
+        summaries: Rows of `summary` of several models, with a column model.
+        budget: Passes.
+
+    Returns:
+        Its name; only methods that every model was measured with take part.
+    """
+    rows = summaries[summaries["passes"] <= budget].reset_index().dropna(subset=["dev"])
+    complete = rows.groupby("method")["model"].nunique() == rows["model"].nunique()
+    return rows.groupby("method")["dev"].mean()[complete].idxmax()
+
+
+def _of(records: pd.DataFrame, model: str, task: str, split: str) -> pd.DataFrame:
+    wanted = {"kind": "followup", "model": model, "task": task, "split": split}
+    return records[(records[list(wanted)] == pd.Series(wanted)).all(axis=1)]
