@@ -43,9 +43,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", nargs="+", default=["cheap"], help="names, or cheap: up to 3")
     parser.add_argument("--tasks", nargs="+", default=["stsb"])
-    parser.add_argument("--dev", type=int, default=150, help="pairs of STS-B dev")
-    parser.add_argument("--test", type=int, default=300, help="pairs of each test set")
-    parser.add_argument("--train", type=int, default=600, help="sentences for whitening")
+    parser.add_argument("--dev", type=int, default=100, help="pairs of STS-B dev")
+    parser.add_argument("--test", type=int, default=200, help="pairs of each test set")
+    parser.add_argument("--train", type=int, default=400, help="sentences for whitening")
     parser.add_argument("--rewrite-with", metavar="MODEL", help="GenEOL, with this generator")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--root", help="SentEval's folder")
@@ -70,7 +70,7 @@ def main(arguments=None) -> int:
             methods.append(few_shot(found))
         train = load_sts("stsb", "train", root=options.root, limit=options.train)
         states = plain.encode_layers(loaded, train.sentences[: options.train])
-        methods.append(whitened(plain, loaded, states))
+        methods.append(whitened(plain, loaded, states, size=options.train // 3))
     else:
         methods = [METHODS[name] for name in options.methods]
     settings = {"store": store, "work": WORK}
