@@ -59,6 +59,9 @@ def add_commands(subcommand) -> None:
     words.add_argument(
         "--vectors", metavar="FOLDER", help="where vectors are kept (default: the cache folder)"
     )
+    words.add_argument(
+        "--index", action="store_true", help="measure LanceDB's index instead (extra: search)"
+    )
     shared.add(words, "output")
 
 
@@ -127,7 +130,7 @@ def _paper(options: argparse.Namespace) -> int:
 
 def _reverse_dictionary(options: argparse.Namespace) -> int:
     from prompteol_utils.data import load_definitions, load_dictionary
-    from prompteol_utils.experiments import search_dictionary
+    from prompteol_utils.experiments import measure_index, search_dictionary
     from prompteol_utils.utils.files import cache_folder
 
     definitions = load_definitions()
@@ -141,7 +144,13 @@ def _reverse_dictionary(options: argparse.Namespace) -> int:
         encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
     folder = options.vectors or cache_folder() / "reverse_dictionary"
     more = {"output": options.output, "seed": options.seed}
-    table = search_dictionary(dictionary, encoder, folder, **more)
     columns = ["model", "prompt", "method", "n", "accuracy_1", "accuracy_10", "accuracy_100"]
-    shared.print_table(table, [*columns, "median_rank"])
+    if not options.index:
+        table = search_dictionary(dictionary, encoder, folder, **more)
+        shared.print_table(table, [*columns, "median_rank"])
+        return 0
+    if encoder is None:
+        raise ValueError("--index needs a model, whose vectors are put into the index (--model)")
+    table = measure_index(dictionary, encoder, folder, **more)
+    shared.print_table(table, [*columns, "probes", "refine", "recall", "milliseconds"])
     return 0

@@ -15,6 +15,14 @@ __getattr__, __dir__, __all__ = attach(
             "reproduction_status",
         ],
         "reverse_dictionary": ["search_dictionary"],
+        "vector_search": [
+            "open_table",
+            "index_tradeoff",
+            "measure_index",
+            "keyword_ids",
+            "hybrid_ids",
+            "exact_neighbours",
+        ],
         "sweep": ["grid", "by_precision", "planned_key", "transfer_settings", "measure"],
     },
 )
