@@ -17,7 +17,7 @@ ROOT = rules.ROOT
 SOURCE = ROOT / "docs" / "site"
 WORK = ROOT / "build" / "site-src"
 TARGET = ROOT / "build" / "site"
-PAGES = ("results.md", "glossary.md", "hardware.md")
+CELL = re.compile(r"`(\d\d):([\w-]+)`")
 REPOSITORY = re.compile(r"\]\((\.\./)+(?P<path>(?:data|benchmarks|prompteol_utils)[\w./-]*)\)")
 
 
@@ -25,18 +25,31 @@ def prepare() -> None:
     """Copy everything that Sphinx reads into one folder."""
     shutil.rmtree(WORK, ignore_errors=True)
     shutil.copytree(SOURCE, WORK)
-    for name in PAGES:
-        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        (WORK / name).write_text(_links(text), encoding="utf-8")
+    named = set()
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "teaching").glob("*.md")]:
+        text = _links(page.read_text(encoding="utf-8"))
+        named |= set(CELL.findall(text))
+        target = WORK / page.relative_to(ROOT / "docs")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(CELL.sub(r"[`\1:\2`](#cell-\1-\2)", text), encoding="utf-8")
     for picture in [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.svg")]:
         shutil.copy(picture, WORK)
     for path in rules.find():
         notebook = rules.read(path)
         for cell in notebook.cells:
             _prepare_cell(notebook, cell)
+        _mark(notebook, path.stem[:2], named)
         target = WORK / "notebooks" / path.name
         target.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, target)
+
+
+def _mark(notebook, lesson: str, named: set[tuple[str, str]]) -> None:
+    """Put a link's target before each cell that a page names as `00:id`."""
+    for cell in list(notebook.cells):
+        if (lesson, cell.id) in named:
+            target = nbformat.v4.new_markdown_cell(f"(cell-{lesson}-{cell.id})=")
+            notebook.cells.insert(notebook.cells.index(cell), target)
 
 
 def _prepare_cell(notebook, cell) -> None:
