@@ -4,6 +4,7 @@ Nothing is executed. Solutions are folded, figures get the alternative text of t
 links to files of the repository become links to pages of the site where there is one.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -39,9 +40,26 @@ def prepare() -> None:
         for cell in notebook.cells:
             _prepare_cell(notebook, cell)
         _mark(notebook, path.stem[:2], named)
+        notebook.cells[0].source += _elsewhere(path.name)
         target = WORK / "notebooks" / path.name
         target.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, target)
+
+
+def _elsewhere(name: str) -> str:
+    """Links that open a lesson in Colab and Binder, where the project's address is known."""
+    address = os.environ.get("GITHUB_REPOSITORY")  # owner/name; GitHub's workflows set it
+    if not address:
+        return ""
+    colab = f"https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}"
+    binder = f"https://mybinder.org/v2/gh/{address}/main?labpath=notebooks/{name}"
+    first = f"!git clone -q --depth 1 https://github.com/{address} course"
+    return (
+        f"\n\n**Run it elsewhere** (untested): [open in Colab]({colab}) · "
+        f"[open in Binder]({binder}). In Colab, run this in a new first cell:\n\n"
+        f"```python\n{first}\n!pip install -q -r course/binder/colab.txt\n"
+        'import sys\n\nsys.path.insert(0, "course")\n```'
+    )
 
 
 def _mark(notebook, lesson: str, named: set[tuple[str, str]]) -> None:

@@ -39,6 +39,14 @@ def pages() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
+WEIGHT = """(() => {
+  const loaded = [...performance.getEntriesByType('navigation'),
+    ...performance.getEntriesByType('resource')];
+  const paint = performance.getEntriesByName('first-contentful-paint')[0];
+  return [loaded.reduce((sum, one) => sum + one.decodedBodySize, 0), paint ? paint.startTime : 0];
+})()"""
+
+
 class Page:
     """One page as the browser shows it, with what went wrong."""
 
@@ -94,8 +102,8 @@ def check_links(found: dict[str, list[str]], base: str, anchors: dict[str, set[s
     return problems
 
 
-def check(playwright) -> list[str]:
-    """All problems of all pages."""
+def check(playwright) -> tuple[list[str], str]:
+    """All problems of all pages; what the heaviest lesson weighs and when it shows something."""
     server, base = serve()
     browser = playwright.chromium.launch(
         executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -103,6 +111,7 @@ def check(playwright) -> list[str]:
     problems: list[str] = []
     found: dict[str, list[str]] = {}
     anchors: dict[str, set[str]] = {}
+    weights: dict[str, tuple[float, float]] = {}
     SHOTS.mkdir(parents=True, exist_ok=True)
     for scheme in ("light", "dark"):
         for width in WIDTHS:
@@ -118,6 +127,7 @@ def check(playwright) -> list[str]:
                         "[...document.querySelectorAll('[id]')].map(e => e.id)"
                     )
                     anchors[name] = set(ids)
+                    weights[name] = shown.page.evaluate(WEIGHT)
                 shot = f"{name.replace('/', '_')}-{width}-{scheme}.png"
                 shown.page.screenshot(path=SHOTS / shot)
                 problems += [f"{shown.name}: {problem}" for problem in shown.problems]
@@ -127,7 +137,13 @@ def check(playwright) -> list[str]:
     problems += _search_and_fold(browser, base)
     browser.close()
     server.shutdown()
-    return problems
+    lessons = {name: of for name, of in weights.items() if name.startswith("notebooks/")}
+    name, (size, paint) = max(lessons.items(), key=lambda item: item[1][0])
+    heaviest = (
+        f"the heaviest lesson: {name}, {size / 1e6:.1f} MB with all that it loads, first paint "
+        f"after {paint:.0f} ms (from this machine, uncompressed)"
+    )
+    return problems, heaviest
 
 
 def _search_and_fold(browser, base: str) -> list[str]:
@@ -158,15 +174,10 @@ def main() -> int:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        problems = check(playwright)
+        problems, heaviest = check(playwright)
     for problem in problems:
         print(problem)
-    heaviest = max(SITE.rglob("*.html"), key=lambda path: path.stat().st_size)
-    size = heaviest.stat().st_size / 1e6
-    print(
-        f"{len(pages())} pages, {len(problems)} problems; the heaviest: {heaviest.name}, "
-        f"{size:.1f} MB"
-    )
+    print(f"{len(pages())} pages, {len(problems)} problems; {heaviest}")
     return int(bool(problems))
 
 
