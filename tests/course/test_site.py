@@ -1,4 +1,4 @@
-"""What Sphinx gets to read; the files for Binder and Colab. `make site-test` looks at the result."""
+"""What Sphinx gets to read; the files for Binder and Colab. `make site-test` sees the result."""
 
 import os
 import re
