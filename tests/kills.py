@@ -34,7 +34,7 @@ for moment in moments:
 def kill_at(verb: list[str], file: Path, moments: list[int], unit: str = "lines") -> list[int]:
     """Lines (or bytes) in `file` after each kill; fails where an attempt had ended by itself."""
     job = [sys.executable, "-c", SCRIPT, json.dumps([verb, str(file), sorted(moments), unit])]
-    run = subprocess.run(job, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(job, capture_output=True, text=True, timeout=600)
     told = [json.loads(line) for line in run.stdout.splitlines()]
     assert (
         run.returncode == 0 and len(told) == len(moments) and all(killed for killed, _ in told)

@@ -4,6 +4,8 @@ import argparse
 
 from prompteol_utils.cli import options as shared
 
+SEARCHES = "searches.jsonl"
+
 
 def add_commands(subcommand) -> None:
     """Register the subcommands; `subcommand(name, function, text)` makes one."""
@@ -88,7 +90,9 @@ def _build_options(build: argparse.ArgumentParser) -> None:
     _number(build, "--definitions", 200, "words from it, a seeded sample")
     shared.add(build, "seed")
     build.add_argument(
-        "--records", metavar="FILE", help="JSON lines; answers found there are not asked again"
+        "--records",
+        metavar="FILE",
+        help="JSON lines; answers found there are not asked again (default: OUTPUT.jsonl)",
     )
     shared.add(build, "output", required=True, metavar="FILE.csv", help="for `search --candidates`")
 
@@ -99,7 +103,9 @@ def _number(parser: argparse.ArgumentParser, name: str, default: int, text: str)
 
 def _selection(parser: argparse.ArgumentParser) -> None:
     """Add what both kinds of selection need: encoder, candidates, dev pairs, store."""
-    shared.add(parser, "prompt", *shared.ENCODER, "root", "seed", "output")
+    shared.add(parser, "prompt", *shared.ENCODER, "root", "seed")
+    text = "JSON lines: cosines found there are not computed again (default: {})"
+    shared.add(parser, "output", help=text.format(f"{SEARCHES} in the cache folder"))
     shared.add(parser, "tasks", nargs=None, default="stsb")
     shared.add(parser, "split", default="dev")
     parser.add_argument(
@@ -117,18 +123,20 @@ def _scores(options: argparse.Namespace):
     """
     from prompteol_utils.data import load_demonstrations, load_sts
     from prompteol_utils.demonstrations import DemonstrationScores, check_candidates
+    from prompteol_utils.models.adapters import check_prompt
     from prompteol_utils.prompts import get_prompt
+    from prompteol_utils.utils import files
 
-    files = (options.candidates,) if options.candidates else ()
-    candidates = load_demonstrations(*files)
+    candidates = load_demonstrations(*([options.candidates] if options.candidates else []))
     check_candidates(candidates)
     dev = load_sts(options.tasks, options.split, root=options.root)
     loaded, (prompt,) = shared.load(options)
+    check_prompt(loaded, prompt)
     scores = DemonstrationScores.live(
         loaded,
         dev,
         prompt=get_prompt(options.prompt or "prompteol"),
-        store=options.output,
+        store=options.output or files.cache_folder() / SEARCHES,
         pooling=options.pooling,
         layer=options.layer,
         seed=options.seed,
@@ -207,7 +215,8 @@ def _build(options: argparse.Namespace) -> int:
         kept = draw.choice(len(pairs), options.definitions, replace=False)
         pairs = [pairs[i] for i in sorted(kept)]
     label = _labeller(options, texts) if texts else None
-    table = build_demonstrations(label, texts, definitions=pairs, store=options.records)
+    records = options.records or f"{options.output}.jsonl"
+    table = build_demonstrations(label, texts, definitions=pairs, store=records)
     for reason, n in table["reject"][table["reject"] != ""].value_counts().items():
         print(f"rejected, {reason}: {n}")
     kept = save_demonstrations(table, options.output)

@@ -3,8 +3,11 @@
 import argparse
 import json
 import time
+from collections.abc import Iterator
 
 from prompteol_utils.cli import options as shared
+
+_MODEL = ["model", "prompt", "adapter", "quantization", "dtype"]
 
 
 def add_commands(subcommand) -> None:
@@ -53,38 +56,45 @@ def _folds(text: str) -> int:
     return int(text)
 
 
-def _sts(options: argparse.Namespace) -> int:
-    from prompteol_utils.data import load_sts
+def _cells(options: argparse.Namespace, sets: list) -> Iterator[tuple]:
+    """Load the model; an encoder for each prompt, each set, and the store if there is one."""
     from prompteol_utils.results import Store
 
-    pairs = [
-        load_sts(task, options.split, root=options.root, limit=options.limit, seed=options.seed)
-        for task in options.tasks
-    ]
     store = Store(options.output) if options.output else None
     loaded, prompts = shared.load(options)
-    import pandas as pd
-
     from prompteol_utils.encoder import Encoder
 
-    records = []
     for prompt in prompts:
         encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
-        for one in pairs:
-            key = _sts_key(encoder, one, options)
-            if store and store.done(key):
-                print(f"{prompt.name} {one.name} {options.split}: found in {options.output}")
-                continue
-            records.append(_score(encoder, one, key, options))
-            score = records[-1]["spearman"]
-            print(f"{prompt.name} {one.name} {options.split}: {score:.2f}", flush=True)
-            if store:
-                store.append(records[-1])
-    if records:
-        columns = ["model", "prompt", "adapter", "quantization", "dtype", "task", "split", "n"]
-        columns += ["spearman", "spearman_subset_mean", "origin", "text_form", "seconds"]
-        shared.print_table(pd.DataFrame(records), columns)
+        yield from ((encoder, one, store) for one in sets)
+
+
+def _sts(options: argparse.Namespace) -> int:
+    from prompteol_utils.data import load_sts
+
+    sample = {name: getattr(options, name) for name in shared.SAMPLE}
+    pairs = [load_sts(task, options.split, **sample) for task in options.tasks]
+    records = []
+    for encoder, one, store in _cells(options, pairs):
+        key = _sts_key(encoder, one, options)
+        name = f"{encoder.prompt.name} {one.name} {options.split}"
+        if store and store.done(key):
+            print(f"{name}: found in {options.output}")
+            continue
+        records.append(_score(encoder, one, key, options))
+        print(f"{name}: {records[-1]['spearman']:.2f}", flush=True)
+        if store:
+            store.append(records[-1])
+    columns = [*_MODEL, "task", "split", "n", "spearman", "spearman_subset_mean"]
+    _print_records(records, [*columns, "origin", "text_form", "seconds"])
     return 0
+
+
+def _print_records(records: list[dict], columns: list[str]) -> None:
+    import pandas as pd
+
+    if records:
+        shared.print_table(pd.DataFrame(records), columns)
 
 
 def _score(encoder, pairs, key, options: argparse.Namespace) -> dict:
@@ -92,7 +102,7 @@ def _score(encoder, pairs, key, options: argparse.Namespace) -> dict:
 
     from prompteol_utils.encoder import reference
     from prompteol_utils.evaluation import evaluate_sts
-    from prompteol_utils.results import provenance
+    from prompteol_utils.results import CachedEncoder, provenance
 
     def one_by_one(sentences):
         bar = tqdm(sentences, desc="reference", unit="sentence", leave=False, mininterval=1)
@@ -100,10 +110,12 @@ def _score(encoder, pairs, key, options: argparse.Namespace) -> dict:
         return reference(encoder.loaded, encoder.prompt, bar, **where)
 
     start = time.perf_counter()
-    table = evaluate_sts(one_by_one if options.reference else encoder.encode, pairs)
-    scores = json.loads(table.iloc[0].to_json(double_precision=10))
+    encode = one_by_one if options.reference else CachedEncoder(encoder)
+    scores = json.loads(evaluate_sts(encode, pairs).iloc[0].to_json(double_precision=10))
     measured = {name: scores[name] for name in ("spearman", "spearman_subset_mean")}
     measured["seconds"] = round(time.perf_counter() - start, 2)
+    if not options.reference:  # seconds are those of these sentences; the others were kept before
+        measured["encoded"] = encode.new
     return {**key.record(), **measured, **provenance(options.seed)}
 
 
@@ -118,49 +130,37 @@ def _sts_key(encoder, pairs, options: argparse.Namespace):
 def _transfer(options: argparse.Namespace) -> int:
     from prompteol_utils.data import TRANSFER_TASKS, load_transfer
     from prompteol_utils.experiments import measure
-    from prompteol_utils.results import Store
 
-    tasks = [
-        load_transfer(name, root=options.root, limit=options.limit, seed=options.seed)
-        for name in options.tasks or TRANSFER_TASKS
-    ]
-    store = Store(options.output) if options.output else None
-    loaded, prompts = shared.load(options)
-    from prompteol_utils.encoder import Encoder
-
+    sample = {name: getattr(options, name) for name in shared.SAMPLE}
+    tasks = [load_transfer(name, **sample) for name in options.tasks or TRANSFER_TASKS]
     records = []
-    for prompt in prompts:
-        encoder = Encoder(loaded, prompt, pooling=options.pooling, layer=options.layer)
-        for task in tasks:
-            keys = [
-                _transfer_key(encoder, task, options, solver, seed)
-                for solver in options.solvers
-                for seed in options.seeds
-            ]
-            todo = [key for key in keys if not (store and store.done(key))]
-            if not todo and not options.encode_only:
-                print(f"{prompt.name} {task.name}: found in {options.output}")
-                continue
-            todo = [] if options.encode_only else todo
-            records += measure(encoder, task, todo, store, folds=options.folds)
-    if records:
-        _print_transfer(records)
+    for encoder, task, store in _cells(options, tasks):
+        keys = [
+            _transfer_key(encoder, task, options, solver, seed)
+            for solver in options.solvers
+            for seed in options.seeds
+        ]
+        todo = [key for key in keys if not (store and store.done(key))]
+        if not todo and not options.encode_only:
+            print(f"{encoder.prompt.name} {task.name}: found in {options.output}")
+            continue
+        todo = [] if options.encode_only else todo
+        records += measure(encoder, task, todo, store, folds=options.folds)
+    columns = [*_MODEL, "task", "solver", "seed", "accuracy", "fold_std", "n_train", "n_test"]
+    _print_records(records, [*columns, "origin", "encode_seconds", "classifier_seconds"])
+    if len({record["seed"] for record in records}) > 1:
+        _print_spread(records)
     return 0
 
 
-def _print_transfer(records: list[dict]) -> None:
+def _print_spread(records: list[dict]) -> None:
     import pandas as pd
 
     from prompteol_utils.evaluation import spread
 
-    table = pd.DataFrame(records)
-    columns = ["model", "prompt", "adapter", "quantization", "dtype", "task", "solver", "seed"]
-    columns += ["accuracy", "fold_std", "n_train", "n_test", "origin"]
-    columns += ["encode_seconds", "classifier_seconds"]
-    shared.print_table(table, columns)
-    if table["seed"].nunique() > 1:
-        print("over the seeds of this run:")
-        shared.print_table(spread(table, ("prompt", "task", "solver")).reset_index())
+    print("over the seeds of this run:")
+    by = ("prompt", "task", "solver")
+    shared.print_table(spread(pd.DataFrame(records), by).reset_index())
 
 
 def _transfer_key(encoder, task, options: argparse.Namespace, solver: str, seed: int):

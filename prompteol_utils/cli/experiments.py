@@ -4,7 +4,9 @@ import argparse
 
 from prompteol_utils.cli import options as shared
 
-_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+# What only one of the two ways to use the command reads; the other refuses it.
+_OF_PAPER = ("transfer", "tolerance", "weights")
+_OF_MODELS = ("model", "prompt", "demonstration", "limit", "batch_tokens", "skip_failed")
 
 
 def add_commands(subcommand) -> None:
@@ -16,6 +18,7 @@ def add_commands(subcommand) -> None:
         "resumable",
     )
     shared.add(grid, "model", required=False, nargs="+", help="names, hub ids or folders")
+    shared.add(grid, "adapter")
     grid.add_argument(
         "--paper",
         nargs="*",
@@ -42,7 +45,6 @@ def add_commands(subcommand) -> None:
         help="allowed difference (default: 0.5; for a transfer task 1.0)",
     )
     paper.add_argument("--weights", metavar="FOLDER", help="the model's weights on disk")
-    shared.add(paper, "adapter", help="the adapter's weights on disk (STS)")
     shared.add(grid, "output", required=True)
 
     words = subcommand(
@@ -66,7 +68,14 @@ def add_commands(subcommand) -> None:
 
 
 def _precisions(options: argparse.Namespace) -> list[str]:
-    return [*map(_PRECISIONS.get, options.dtype), *options.quantization] or ["auto"]
+    from prompteol_utils.experiments.sweep import DTYPES
+
+    return [*map(DTYPES.get, options.dtype), *options.quantization] or ["auto"]
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], where: str) -> None:
+    if given := [name for name in names if getattr(options, name)]:
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect {where}; leave it out")
 
 
 def _grid(options: argparse.Namespace) -> int:
@@ -74,6 +83,7 @@ def _grid(options: argparse.Namespace) -> int:
         return _paper(options)
     if not options.model:
         raise ValueError("name the models to measure (--model), or a published system (--paper)")
+    _refuse(options, _OF_PAPER, "without --paper")
     from prompteol_utils.experiments import sweep
     from prompteol_utils.prompts import parse_demonstration, with_demonstrations
 
@@ -87,10 +97,11 @@ def _grid(options: argparse.Namespace) -> int:
         options.output,
         precisions=_precisions(options),
         prompts=prompts,
+        load_options={name: {"adapter": options.adapter} for name in options.model},
         **{name: getattr(options, name) for name in settings},
     )
-    columns = ["model", "dtype", "quantization", "prompt", "task", "n", "spearman", "seconds"]
-    shared.print_table(table, [*columns, "origin", "reason"])
+    columns = ["model", "adapter", "dtype", "quantization", "prompt", "task", "n", "spearman"]
+    shared.print_table(table, [*columns, "seconds", "origin", "reason"])
     return int("kind" in table and bool(table["kind"].eq("failed").any()))
 
 
@@ -98,6 +109,7 @@ def _paper(options: argparse.Namespace) -> int:
     from prompteol_utils.data import STS_TASKS, TRANSFER_TASKS
     from prompteol_utils.experiments import reproduction
 
+    _refuse(options, _OF_MODELS, "with --paper")
     if not options.paper:
         for table in ("sts", "transfer"):
             for one in reproduction.reproductions(table).values():
@@ -109,7 +121,9 @@ def _paper(options: argparse.Namespace) -> int:
         raise ValueError(f"unknown task {wrong[0]!r}; allowed: {known}")
     sts = [task for task in tasks if task in STS_TASKS]
     transfer = [task for task in tasks if task in TRANSFER_TASKS]
-    (precision,) = _precisions(options)
+    precision, *more = _precisions(options)
+    if more:
+        raise ValueError(f"--paper takes one precision, got {precision}, {', '.join(more)}")
     settings = {"precision": precision}
     for name in ("root", "device", "tolerance", "weights"):
         settings[name] = getattr(options, name)

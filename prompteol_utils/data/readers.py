@@ -105,7 +105,8 @@ def read_lines(path: str | os.PathLike, fallback: str | None = None) -> Iterator
             except UnicodeDecodeError as error:
                 if fallback is None:
                     raise SentenceFileError(
-                        f"{path}:{number}: no valid UTF-8 at byte {error.start}"
+                        f"{path}:{number}: no valid UTF-8 at byte {error.start}; "
+                        "save the file as UTF-8"
                     ) from None
                 yield line.decode(fallback)
 
@@ -142,7 +143,7 @@ def read_records(
             if set(wanted) <= set(names):
                 return [*wanted, *(name for name in optional if name in names)]
         needed = " or ".join(", ".join(wanted) for wanted in columns)
-        raise SentenceFileError(f"{where}: needs the columns {needed}; there are: {_list(names)}")
+        raise SentenceFileError(f"{where}: needs the columns {needed}; {_there_are(names)}")
 
     for line, record in _records(Path(path), TABLES, choose):
         if not isinstance(record, dict):
@@ -179,13 +180,18 @@ def numbered_sentences(
         reason = "name the column with the sentences (--text-column)"
         if column:
             reason = f"no column is called {column!r}"
-        raise SentenceFileError(f"{where}: {reason}; there are: {_list(names)}")
+        raise SentenceFileError(f"{where}: {reason}; {_there_are(names)}")
 
     for line, record in _records(Path(path), INPUTS, choose):
         sentence = next(iter(record.values())) if isinstance(record, dict) else record
         if problem := text_problem(sentence):
             raise SentenceFileError(f"{path}:{line}: {problem}")
         yield line, sentence
+
+
+def _there_are(names: Sequence[str]) -> str:
+    hint = "; separate cells by commas" if any(";" in str(name) for name in names) else ""
+    return f"there are: {_list(names)}{hint}"
 
 
 def _list(names: Sequence[str]) -> str:

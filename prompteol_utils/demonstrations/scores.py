@@ -6,6 +6,7 @@ The exact search, successive halving, greedy selection, orders and their replays
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -123,6 +124,7 @@ class DemonstrationScores:
             "seed": seed,
         }
         budget = BATCH_TOKENS if loaded.device == "cpu" else None
+        loaded = replace(loaded, trained_prompt=None)  # was looked at above, for the plain prompt
 
         def measure(demonstrations: tuple[Demonstration, ...], start: int, stop: int) -> np.ndarray:
             text = with_demonstrations(prompt, demonstrations)

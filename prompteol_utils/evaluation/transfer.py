@@ -4,6 +4,7 @@ Tasks are split as by SentEval: nested cross-validation without a test set, cros
 training set with one, a development set where there is one.
 """
 
+import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from prompteol_utils.data.transfer import TRANSFER_TASKS, Labelled, load_transfer, stratified
-from prompteol_utils.evaluation.probes import GRID, ProbeTask, fit_senteval, lbfgs_probe
+from prompteol_utils.evaluation.probes import GRID, HELD_OUT, ProbeTask, fit_senteval, lbfgs_probe
 from prompteol_utils.evaluation.sts import Encode, embed
 from prompteol_utils.results.published import require_comparable
 
 Splits = list[tuple[np.ndarray, np.ndarray]]  # positions to train on, positions to test on
 SEED = 1111  # SentEval's
+FEW = 5  # sentences held out to stop the training: with fewer, it stops by chance
+log = logging.getLogger(__name__)
 
 
 def evaluate_transfer(
@@ -186,6 +189,14 @@ def classify(
                 f"{task.name}: the training sentences of a fold are all of class {only!r}; "
                 "take more sentences of the other classes, or fewer folds"
             )
+    held_out = int(HELD_OUT * min(len(train) for train, _ in outer))
+    if solver == "senteval" and "dev" not in part and held_out < FEW:
+        log.warning(
+            "%s: SentEval's classifier stops by one training sentence in twenty, here %d: too few "
+            "to tell, so its accuracy may be that of chance; the solver 'lbfgs' needs none",
+            task.name,
+            max(1, held_out),
+        )
     choose = _senteval if solver == "senteval" else _lbfgs
     found = []
     chosen = choose(x, task, outer, inner, seed)

@@ -18,7 +18,7 @@ from prompteol_utils.models.fingerprint import folder_fingerprint
 from prompteol_utils.models.loading import load_model
 from prompteol_utils.models.registry import MODELS, get_spec
 from prompteol_utils.prompts import Prompt, get_prompt
-from prompteol_utils.results.embedding_cache import EmbeddingCache
+from prompteol_utils.results.embedding_cache import CachedEncoder, EmbeddingCache
 from prompteol_utils.results.key import (
     UNKNOWN,
     MeasurementKey,
@@ -37,7 +37,7 @@ PRECISIONS: dict[str, dict] = {
     "nf4": {"quantization": "nf4"},
     "int8": {"quantization": "int8"},
 }
-_SHORT = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
+DTYPES = {settings["dtype"]: name for name, settings in PRECISIONS.items() if "dtype" in settings}
 
 
 def grid(
@@ -165,7 +165,7 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
         pair=[record_identity(row, without=("quantization", "dtype")) for row in known],
     )
     cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
-    cells["precision"] = cells["quantization"].fillna(cells["dtype"].replace(_SHORT))
+    cells["precision"] = cells["quantization"].fillna(cells["dtype"].replace(DTYPES))
     cells["sentences/s"] = cells["sentences"] / cells["seconds"]
     cells["peak, MB"] = (cells["memory_peak"] - cells["memory_before"]) / 1e6
     orders = {
@@ -334,12 +334,12 @@ def measure(
         The new records: a key, the fields of `score`, encoded (sentences that the cache had not),
         encode_seconds, and the provenance.
     """
-    counted = _Counted(encoder)
+    encode = CachedEncoder(encoder, cache)
     start = time.perf_counter()
-    x = features((cache or EmbeddingCache()).wrap(counted), task)
-    encoding = {"encoded": counted.new, "encode_seconds": round(time.perf_counter() - start, 2)}
+    x = features(encode, task)
+    encoding = {"encoded": encode.new, "encode_seconds": round(time.perf_counter() - start, 2)}
     name = f"{encoder.prompt.name} {task.name}"
-    print(f"{name}: {counted.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
+    print(f"{name}: {encode.new:,} of {len(task.sentences):,} sentences encoded", flush=True)
     records = []
     for key in keys:
         solver = key.settings["solver"]
@@ -350,16 +350,3 @@ def measure(
         if store:
             store.append(records[-1])
     return records
-
-
-class _Counted:
-    """An encoder that counts what it is really given: the cache asks it for new sentences only."""
-
-    def __init__(self, encoder: Encoder):
-        self.encoder = encoder
-        self.key = encoder.key
-        self.new = 0
-
-    def stream(self, sentences: list[str], **options):
-        self.new += len(sentences)
-        return self.encoder.stream(sentences, **options)

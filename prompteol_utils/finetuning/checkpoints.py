@@ -49,6 +49,12 @@ def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
     return out
 
 
+def leave(out: Path) -> None:
+    """Give the folder free again where no checkpoint was reached: nothing of the run is there."""
+    if not (out / _CHECKPOINT).is_file():
+        (out / _RUN).unlink(missing_ok=True)
+
+
 def save(out: Path, state: dict) -> None:
     """Replace the checkpoint, atomically.
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,36 @@ from prompteol_utils.finetuning import processes
 from prompteol_utils.finetuning.config import FinetuneConfig
 from prompteol_utils.finetuning.dropout import use_sentence_dropout
 from prompteol_utils.models import adapters
+
+
+def check_start(encoder: Encoder, config: FinetuneConfig, start: str | os.PathLike) -> None:
+    """See whether an adapter can be trained further on this base with these settings.
+
+    Args:
+        encoder: The base.
+        config: Rank, alpha and layers, which have to be those of the adapter.
+        start: Its folder, or that of the run that made it.
+
+    Raises:
+        ValueError: It was trained on other weights, or with another rank or alpha. Another
+            precision or prompt is only a warning.
+    """
+    before = adapters.settings(start)
+    for name, here, there in (
+        ("rank", config.rank, before.get("r")),
+        ("alpha", config.alpha, before.get("lora_alpha")),
+    ):
+        if here != there:
+            raise ValueError(
+                f"adapter {str(start)!r} was trained with {name} {there}, and here it is {here}; "
+                f"give the {name} that it was trained with"
+            )
+    label = adapters.name_of(adapters.weights_file(start).parent)
+    adapters.check_base(encoder.loaded, start, label)
+    trained = adapters.read(start).get("prompt")
+    adapters.check_prompt(
+        replace(encoder.loaded, adapter=label, trained_prompt=trained), encoder.prompt
+    )
 
 
 @contextmanager
@@ -106,21 +135,16 @@ def _linear_in_input_dtype(layer: torch.nn.Linear, input: torch.Tensor) -> torch
 
 def _load(model, start: str | os.PathLike) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft.utils import load_peft_weights
 
-    weights = load_file(weights_file(start))
+    weights = load_peft_weights(adapters.find(start), device="cpu")
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     shapes, found = ({name: tuple(w.shape) for name, w in d.items()} for d in (wanted, weights))
     if shapes != found:
         name = next(name for name in shapes | found if shapes.get(name) != found.get(name))
         raise ValueError(
             f"adapter {str(start)!r} cannot be trained further with these settings: {name} has "
-            f"shape {found.get(name)} there and {shapes.get(name)} here; give the rank, the "
-            "layers and the base that it was trained with"
+            f"shape {found.get(name)} there and {shapes.get(name)} here; give the layers and the "
+            "base that it was trained with"
         )
     set_peft_model_state_dict(model, weights)
-
-
-def weights_file(adapter: str | os.PathLike) -> Path:
-    """Find the weights of a saved adapter, given its folder or that of its run."""
-    return Path(adapters.find(adapter)) / "adapter_model.safetensors"

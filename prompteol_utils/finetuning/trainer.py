@@ -74,8 +74,8 @@ def finetune(
 
     Raises:
         ValueError: Fewer triplets than a batch, a bad triplet, a batch that the processes do not
-            divide, more layers than the model has, an adapter already on the model, or a folder
-            with another run.
+            divide, more layers than the model has, an adapter already on the model, `start` of
+            another base or with other settings, or a folder with another run.
         TrainingDiverged: The loss is NaN or infinite.
         NothingTrainedError: No weight has moved.
         files.CacheError: A checkpoint cannot be written, or another process is at work in `out`.
@@ -102,6 +102,8 @@ def finetune(
         )
     plan = Plan(examples, config)
     run, out = _identity(encoder, examples, config, dev, start), Path(out)
+    if start is not None:
+        lora.check_start(encoder, config, start)
     if loaded.device == "cpu":
         devices.disable_malloc_trim()
     with ExitStack() as held, torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -189,6 +191,7 @@ def _take(out: Path, run: dict, held: ExitStack) -> None:
         raise ValueError(f"{str(out)!r} is a file; give the run a folder")
     held.enter_context(files.lock(out / ".run.lock", timeout=5))
     checkpoints.init_run_dir(out, run)
+    held.callback(checkpoints.leave, out)
 
 
 class _Run:
@@ -492,7 +495,7 @@ def digest_triplets(triplets: Sequence[Triplet]) -> str:
 
 def digest_adapter(adapter: str | os.PathLike) -> str:
     """Return what tells a saved adapter's weights from any others."""
-    return files.sha256(lora.weights_file(adapter))[:16]
+    return files.sha256(adapters.weights_file(adapter))[:16]
 
 
 def _digest(values) -> str:

@@ -153,7 +153,7 @@ def attach(loaded, adapter: str | os.PathLike, folder: str | os.PathLike = ""):
     place = Path(place)
     label = label or name_of(place)
     _check_kind(place)
-    _check_base(loaded, place, label, Path(folder))
+    check_base(loaded, place, label, folder)
     tuned = _load(loaded, place).eval()
     return replace(loaded, model=tuned, adapter=label, trained_prompt=read(place).get("prompt"))
 
@@ -265,18 +265,25 @@ def name_of(place: Path) -> str:
     label = folder.parent.name if folder.name == "adapter" else folder.name
     digest = _config_digest(place)
     suffix = "" if read(place).get("adapter_config") == digest else f"-{digest}"
-    return f"{label}@{files.sha256(_weights_file(place))[:8]}{suffix}"
+    return f"{label}@{files.sha256(weights_file(place))[:8]}{suffix}"
 
 
-def _weights_file(place: Path) -> Path:
+def weights_file(adapter: str | os.PathLike) -> Path:
+    """Find the weights of a saved adapter, given its folder or that of its run."""
+    place = Path(find(adapter))
     for name in _WEIGHTS:
         if (place / name).is_file():
             return place / name
-    raise ValueError(f"adapter {str(place)!r} has no weights: {' or '.join(_WEIGHTS)} is missing")
+    raise ValueError(f"adapter {str(adapter)!r} has no weights: {' or '.join(_WEIGHTS)} is missing")
+
+
+def settings(adapter: str | os.PathLike) -> dict:
+    """Read peft's configuration of a saved adapter, given its folder or that of its run."""
+    return json.loads((Path(find(adapter)) / _CONFIG).read_text(encoding="utf-8"))
 
 
 def _config_digest(place: Path) -> str:
-    config = json.loads((place / _CONFIG).read_text(encoding="utf-8"))
+    config = settings(place)
     kept = {
         name: sorted(value) if isinstance(value, list) else value
         for name, value in config.items()
@@ -296,9 +303,23 @@ def _check_kind(place: Path) -> None:
         )
 
 
-def _check_base(loaded, place: Path, label: str, folder: Path) -> None:
-    """Hold the base against what the adapter was trained on, by sampled weights."""
-    merged = folder / RECORD
+def check_base(
+    loaded, adapter: str | os.PathLike, label: str | None = None, folder: str | os.PathLike = ""
+) -> None:
+    """Hold a base against what an adapter was trained on, by sampled weights.
+
+    Args:
+        loaded: The base, a `LoadedModel`.
+        adapter: Its folder, or that of the run that made it.
+        label: What messages call it; None takes its name.
+        folder: Where the base was read from, to see whether it is a merged model.
+
+    Raises:
+        ValueError: The adapter belongs to other weights. Another precision is only a warning.
+    """
+    place = Path(find(adapter))
+    label = label or name_of(place)
+    merged = Path(folder) / RECORD
     if merged.is_file():
         inside = json.loads(merged.read_text(encoding="utf-8")).get("merged", {}).get("adapter")
         if inside and inside.split("@")[-1] == label.split("@")[-1]:

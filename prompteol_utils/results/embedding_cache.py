@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -16,6 +17,7 @@ from prompteol_utils.utils import files
 
 VECTORS = 1  # to be raised when an encoder's vectors change for the same key
 CHUNK = 1_024  # vectors between two commits: what a kill can cost
+log = logging.getLogger(__name__)
 
 
 class EmbeddingCache:
@@ -80,6 +82,46 @@ class EmbeddingCache:
     def _file(self, key: dict) -> Path:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", str(key.get("model", "")))[-60:].strip("-.")
         return self.folder / f"{name or 'encoder'}-{digest([VECTORS, key])[:16]}.sqlite"
+
+
+class CachedEncoder:
+    """A function `encode(sentences)` that computes only what the project's cache does not hold.
+
+    Where the cache folder cannot be written to, everything is computed, and that is said.
+
+    Args:
+        encoder: An `Encoder`.
+        cache: None takes the project's.
+
+    Attributes:
+        new: Sentences that were computed so far.
+    """
+
+    def __init__(self, encoder, cache: EmbeddingCache | None = None):
+        self.encoder = encoder
+        self.key = encoder.key
+        self.new = 0
+        try:
+            self._cache = cache or EmbeddingCache()
+        except files.CacheError as error:
+            log.warning("no embedding is kept for later runs: %s", error)
+            self._cache = None
+
+    def __call__(self, sentences: Sequence[str]) -> np.ndarray:
+        """Vectors float32 (n, d), in input order."""
+        if self._cache is not None:
+            return self._cache.encode(self, sentences)
+        self.new += len(sentences)
+        return self.encoder.encode(sentences)
+
+    def stream(self, sentences: list[str], **options) -> Iterator[np.ndarray]:
+        """What the cache asks for: new sentences only."""
+        self.new += len(sentences)
+        return self.encoder.stream(sentences, **options)
+
+    def encode(self, sentences: list[str], **options) -> np.ndarray:
+        """What the cache asks of sentences that cannot be embedded, so that they are named."""
+        return self.encoder.encode(sentences, **options)
 
 
 def _open(file: Path, key: dict) -> sqlite3.Connection:

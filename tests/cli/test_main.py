@@ -43,6 +43,12 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Embeddings of tiny models do not go into the user's cache."""
+    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
+
+
 def run(line: str, *more: str) -> int:
     return main([*shlex.split(line), *more])
 
@@ -92,7 +98,7 @@ def test_encode_reads_and_writes_every_format(tmp_path, model, expected, source,
     assert min(np.linalg.norm(expected[0] - expected[i]) for i in (1, 2, 3, 5)) > 1e-2
     np.testing.assert_allclose(vectors, expected, atol=1e-4)
     assert f"6 sentences x {expected.shape[1]}" in capsys.readouterr().out
-    left = {path.name for path in tmp_path.iterdir()}
+    left = {path.name for path in tmp_path.iterdir()} - {"cache"}
     assert left == {source, target, f"{target}.json"}, "a partial file is left"
 
 
@@ -267,3 +273,35 @@ def test_exit_codes_and_version_from_a_shell():
     assert piped.stdout.strip().startswith("name")
     assert "Traceback" not in piped.stderr
     assert __version__ in shell(f"{prompteol} --version").stdout
+
+
+def test_what_was_embedded_outlives_a_run_that_was_cut_off(tmp_path, model, senteval, monkeypatch):
+    """Scored again after a kill, or in another task: nothing is embedded twice."""
+    command = f"sts --model {model} --root {senteval}"
+    with monkeypatch.context() as patch:
+        patch.setattr("prompteol_utils.evaluation.evaluate_sts", lambda encode, pairs: stop(encode))
+        with pytest.raises(SystemExit):
+            run(f"{command} --output {tmp_path}/a.jsonl")
+    assert run(f"{command} --output {tmp_path}/a.jsonl") == 0
+    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "other"))
+    assert run(f"{command} --output {tmp_path}/b.jsonl") == 0
+    (again,), (whole,) = records(tmp_path / "a.jsonl"), records(tmp_path / "b.jsonl")
+    assert (again["encoded"], whole["encoded"]) == (len(PAIRS), 2 * len(PAIRS))
+    assert again["spearman"] == whole["spearman"]
+
+
+def stop(encode):
+    encode([left for left, _, _ in PAIRS])
+    raise SystemExit
+
+
+def test_a_cache_that_cannot_be_written_costs_no_score(
+    tmp_path, model, senteval, monkeypatch, caplog
+):
+    """Classrooms share one that holds the models and is read-only."""
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the super-user may write everywhere
+    assert run(f"sts --model {model} --root {senteval} --output {tmp_path}/a.jsonl") == 0
+    assert "no embedding is kept for later runs" in caplog.text
+    (record,) = records(tmp_path / "a.jsonl")
+    assert record["encoded"] == 2 * len(PAIRS)
+    assert not (tmp_path / "cache" / "embeddings").exists()

@@ -11,6 +11,7 @@ from prompteol_utils.data import (
     Labelled,
     Pairs,
     Triplet,
+    load_demonstrations,
     load_mini_sts,
     load_mini_transfer,
     load_nli,
@@ -163,6 +164,7 @@ BAD = [
     ("text,label,split\na,x,train\nb,y,train\n", Labelled, "needed are both train and test"),
     ("text,label,split\na,x,Test\nb,x,train\n", Labelled, "has the splits 'Test', 'train'"),
     ("text,label\n", Labelled, "holds no sentence"),
+    ("text;label\na;x\n", Labelled, "there are: text;label; separate cells by commas"),
 ]
 
 
@@ -271,3 +273,15 @@ def test_the_example_of_labelled_sentences_is_balanced_and_repeats_nothing():
 def five_words(text: str) -> list[tuple[str, ...]]:
     words = text.lower().split()
     return [tuple(words[i : i + 5]) for i in range(len(words) - 4)]
+
+
+# --- candidates for demonstrations
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_candidates_need_a_sentence_and_a_word_only(tmp_path, suffix):
+    records = [{"sentence": "A goat sleeps.", "word": "Rest"}]
+    (one,) = load_demonstrations(save(records, tmp_path / f"pool.{suffix}"))
+    assert (one.sentence, one.word, one.kind, one.topic) == ("A goat sleeps.", "Rest", "", "")
+    path = save([records[0] | {"topic": "animals"}], tmp_path / f"more.{suffix}")
+    assert load_demonstrations(path)[0].topic == "animals"

@@ -6,7 +6,7 @@ from prompteol_utils.data import SentenceFileError, read_sentences
 
 BAD_FILES = [
     ("a.txt", b"one\n\ntwo\n", "a.txt:2: an empty or blank sentence"),
-    ("a.txt", b"one\n\xff\xfe\n", "a.txt:2: no valid UTF-8"),
+    ("a.txt", b"one\n\xff\xfe\n", "a.txt:2: no valid UTF-8 at byte 0; save the file as UTF-8"),
     ("a.csv", b"id,sentence\n1,x\n2\n", "a.csv:3: 1 cells, but the header has 2 columns"),
     ("a.csv", b"sentence\nHello, world\nx\n", "a.csv:2: 2 cells, but the header has 1 columns"),
     ("a.tsv", b"sentence\tn\nHello\tyou\t1\n", "a.tsv:2: 3 cells, but the header has 2 columns"),

@@ -310,6 +310,14 @@ def test_the_callers_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_sentevals_classifier_says_that_a_small_set_is_too_small_for_it(caplog):
+    for n, solver, said in ((60, "senteval", True), (60, "lbfgs", False), (160, "senteval", False)):
+        caplog.clear()
+        task, x = toy(n, name="mine")
+        transfer.classify(x, task, solver=solver, folds=3)
+        assert ("mine: SentEval's classifier stops" in caplog.text) == said, (n, solver)
+
+
 def test_an_own_task_has_its_column():
     rows = pd.concat(
         [

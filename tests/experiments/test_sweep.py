@@ -28,8 +28,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def mini(monkeypatch):
+def mini(monkeypatch, tmp_path):
     """No SentEval and no hub: the mini set."""
+    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PROMPTEOL_SENTEVAL", raising=False)
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)

@@ -125,6 +125,15 @@ def test_changed_settings_change_the_name(base, tmp_path):
     assert names[2].count("-") == 0, "the settings that it was saved with need no suffix"
 
 
+def test_other_content_in_a_folder_of_the_same_name_is_another_adapter(base, tmp_path):
+    one, two = (foreign(load_model(base).model, tmp_path / run / "lora") for run in "ab")
+    assert load_model(base, adapter=one).adapter == load_model(base, adapter=two).adapter
+    file = tmp_path / "b" / "lora" / "adapter_model.safetensors"
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file)
+    names = [load_model(base, adapter=one).adapter, load_model(base, adapter=two).adapter]
+    assert names[0] != names[1] and all(name.startswith("lora@") for name in names)
+
+
 def test_the_name_of_the_adapter_in_data_is_as_in_the_records():
     assert adapters.name_of(DATA / "adapters" / "nli-nf4-r16") == "nli-nf4-r16@2295f19a"
 
