@@ -1,10 +1,10 @@
 """The encoder on a GPU: random weights in the shapes of OPT, bf16, beside sentence-transformers on
 the same model, in turn.
 
-    python benchmarks/gpu.py                        # OPT-1.3B, 6.7B and 13B; a shape that the card
-    cannot hold is said and left out python benchmarks/gpu.py --models opt-2.7b --shots 0 4 python
-    benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # only to see that
-    it runs python benchmarks/gpu.py --table                # what is recorded
+    python benchmarks/gpu.py                        # OPT-1.3B, 6.7B, 13B, where they fit
+    python benchmarks/gpu.py --models opt-2.7b --shots 0 4
+    python benchmarks/gpu.py --device cpu --layers 1 --sentences 40 --models opt-125m   # a try
+    python benchmarks/gpu.py --table                # what is recorded
 
 Speed hardly depends on what the weights are, so nothing is downloaded but the small bundled model,
 whose tokenizer reads the sentences. A row is one engine in one round, in data/results/gpu.jsonl:

@@ -1,10 +1,9 @@
 """Where the encoder's time goes, and what a change brought: CPU seconds of one thread, the least of
 alternating rounds.
 
-    python benchmarks/profile_encode.py                            # this checkout: share of time by
-    kind of operator, GFLOP/s python benchmarks/profile_encode.py --revisions main~3 main~2  # those
-    commits and this checkout in turn, one process each and round python
-    benchmarks/profile_encode.py --table                    # what is recorded
+    python benchmarks/profile_encode.py                           # this checkout, by operator
+    python benchmarks/profile_encode.py --revisions main~3 main~2 # those commits and this, in turn
+    python benchmarks/profile_encode.py --table                   # what is recorded
 
 CPU seconds hold where other work runs beside this, up to what it takes of the caches. GFLOP/s are
 useful work as benchmarks/encode.py counts it, all layers and tokens alike: an encoder that leaves

@@ -1,11 +1,10 @@
 """Does the time of `encode` grow with its sentences and nothing else, and what do demonstrations
 cost? One process a measurement.
 
-    python benchmarks/scale.py                           # 1k, 10k and 100k sentences, then 0 to 8
-    demonstrations; goes on where it was python benchmarks/scale.py --sizes 1000 --shots      # only
-    the smallest size, no demonstrations python benchmarks/scale.py --table                   # what
-    is recorded python benchmarks/scale.py --figure FILE.png         # cost against demonstrations,
-    with and without the prefix cache
+    python benchmarks/scale.py                         # 1k, 10k, 100k sentences; 0 to 8 shots
+    python benchmarks/scale.py --sizes 1000 --shots    # only the smallest size
+    python benchmarks/scale.py --table                 # what is recorded
+    python benchmarks/scale.py --figure FILE.png       # cost by demonstrations, with, without cache
 
 Rows of kind `scale` and `shots_cost` go to data/results/scale.jsonl; those that are there are not
 measured again. The sentences are halves of this project's own mini set put together, all different

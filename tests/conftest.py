@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from prompteol_utils.data import senteval
 from prompteol_utils.utils import files
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -17,3 +18,16 @@ def pytest_runtest_setup(item) -> None:
         folder = files.cache_folder() / "models" / "gemma3-270m"
         if not (folder / "config.json").is_file():
             pytest.skip("Gemma's weights are not in the cache: `prompteol fetch gemma3-270m`")
+
+
+@pytest.fixture
+def without_senteval(monkeypatch, tmp_path):
+    """No folder, no hub: the sets written for this project; a cache of the test's own."""
+
+    def fail(*name):
+        raise ConnectionError("no network here")
+
+    monkeypatch.delenv(senteval.VARIABLE, raising=False)
+    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(senteval, "_failure", None)
+    monkeypatch.setattr(senteval, "_download", fail)

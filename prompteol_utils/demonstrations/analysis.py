@@ -153,20 +153,20 @@ def random_shots(
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(len(candidates))[:most] for _ in range(draws)]
     todo = list(itertools.product(range(draws), shots))
-    hidden = show_progress_bar is False
+    lists = [[candidates[i] for i in drawn[draw][:k]] for draw, k in todo]
+    table = _score_lists(scores, lists, pairs, start, show_progress_bar)
+    return pd.DataFrame(todo, columns=["draw", "shots"]).join(table)
+
+
+def _score_lists(
+    scores: DemonstrationScores, lists: list, pairs: int, start: int, show: bool | None
+) -> pd.DataFrame:
+    """A line a list of demonstrations: words, spearman, n."""
     found = []
-    for draw, k in tqdm(todo, desc="random", unit="list", disable=hidden, leave=False):
-        some = [candidates[i] for i in drawn[draw][:k]]
-        found.append(
-            {
-                "draw": draw,
-                "shots": k,
-                "words": " ".join(one.word for one in some),
-                "spearman": scores.score(some, pairs, start),
-                "n": pairs - start,
-            }
-        )
-    return pd.DataFrame(found)
+    for some in tqdm(lists, desc="lists", unit="list", disable=show is False, leave=False):
+        words = " ".join(one.word for one in some)
+        found.append((words, scores.score(some, pairs, start), pairs - start))
+    return pd.DataFrame(found, columns=["words", "spearman", "n"])
 
 
 def orders(
@@ -210,11 +210,6 @@ def orders(
             order = tuple(rng.permutation(len(chosen)).tolist())
             if order not in several:
                 several.append(order)
-    hidden = show_progress_bar is False
-    found = []
-    for order in tqdm(several[:limit], desc="orders", unit="order", disable=hidden, leave=False):
-        some = [chosen[i] for i in order]
-        words = " ".join(one.word for one in some)
-        found.append((words, scores.score(some, pairs, start), pairs - start))
-    table = pd.DataFrame(found, columns=["words", "spearman", "n"])
+    lists = [[chosen[i] for i in order] for order in several[:limit]]
+    table = _score_lists(scores, lists, pairs, start, show_progress_bar)
     return table.assign(change=table["spearman"] - table["spearman"].iloc[0])

@@ -375,15 +375,15 @@ class Encoder:
                     if chunk.shared:
                         prefix = self._run_prefix(chunk.ids[0][: chunk.shared], layers, fingerprint)
 
-                    def run_batch(batch: list[int]) -> list:
+                    def run_or_halve(batch: list[int]) -> list:
                         return batching.halve_on_oom(
-                            lambda part: self._run([tails[i] for i in part], prefix, layers),
+                            lambda part: self.run_batch([tails[i] for i in part], prefix, layers),
                             batch,
                             limit,
                         )
 
                     on_host = []
-                    for parts in batching.parallel_map(run_batch, todo, workers):
+                    for parts in batching.parallel_map(run_or_halve, todo, workers):
                         for part, vectors in parts:
                             on_host.append((chunk.first[part], vectors))
                             bar.update(int(repeats[chunk.first[part]].sum()))
@@ -412,7 +412,9 @@ class Encoder:
         return found[1]
 
     @torch.inference_mode()
-    def _run(self, ids: list[list[int]], prefix, layers: tuple[int, ...]) -> list[torch.Tensor]:
+    def run_batch(
+        self, ids: list[list[int]], prefix, layers: tuple[int, ...]
+    ) -> list[torch.Tensor]:
         """One batch: a float32 tensor (n, d) per layer on the CPU, perhaps still on its way."""
         states = self.backbone.states(ids, prefix, layers, last_token_only=self.pooling == "last")
         past = prefix.length if prefix else 0

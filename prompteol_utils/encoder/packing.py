@@ -347,12 +347,12 @@ def _attend_groups(batch, past, query, key, value, mask, dropout, scaling) -> to
         queries = query[0, :, first_query : first_query + asked * count]
         queries = queries.unflatten(1, (count, asked)).unflatten(0, (-1, shared))
         queries = queries.permute(2, 0, 1, 3, 4).flatten(2, 3)
-        keys, values = _prepend(past, keys, values)
+        keys, values = prepend_prefix(past, keys, values)
         out = torch.nn.functional.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            attn_mask=_bias(batch, mask, length, asked, shared, query),
+            attn_mask=attention_bias(batch, mask, length, asked, shared, query),
             dropout_p=dropout,
             scale=scaling,
         )
@@ -363,7 +363,9 @@ def _attend_groups(batch, past, query, key, value, mask, dropout, scaling) -> to
     return torch.cat(parts)[None]
 
 
-def _bias(batch, mask, length: int, asked: int, shared: int, like: torch.Tensor) -> torch.Tensor:
+def attention_bias(
+    batch, mask, length: int, asked: int, shared: int, like: torch.Tensor
+) -> torch.Tensor:
     """The mask's part for one length, as added to the scores: (shared * asked, past + length)."""
     key = id(mask), length, asked, shared
     if key not in batch.kept:
@@ -377,7 +379,9 @@ def _bias(batch, mask, length: int, asked: int, shared: int, like: torch.Tensor)
     return batch.kept[key][1]
 
 
-def _prepend(past, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def prepend_prefix(
+    past, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Put the prefix's keys and values first: (sequences, heads, past + length, width)."""
     if past is None:
         return keys, values

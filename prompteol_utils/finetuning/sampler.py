@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prompteol_utils.data.nli import Triplet, comparable
+from prompteol_utils.finetuning.config import FinetuneConfig
 
 
 class BatchSampler:
@@ -72,3 +73,27 @@ class BatchSampler:
                 "which no sentence occurs twice; add some, or lower batch_size (at least 2)"
             )
         return batches
+
+
+def check_triplets(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[Triplet]:
+    """Return them as `Triplet`s.
+
+    Args:
+        triplets: `Triplet`s, or three strings each.
+        config: Its batch size is the least that there must be.
+
+    Raises:
+        ValueError: There are fewer, or one is no triplet (its number is named).
+    """
+    examples = []
+    for number, triplet in enumerate(triplets):
+        try:
+            examples.append(triplet if isinstance(triplet, Triplet) else Triplet(*triplet))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"triplet {number}: {error}") from None
+    if len(examples) < config.batch_size:
+        raise ValueError(
+            f"{len(examples)} triplets do not fill one batch of {config.batch_size}; add some, or "
+            "lower batch_size (at least 2)"
+        )
+    return examples

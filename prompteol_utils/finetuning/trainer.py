@@ -23,7 +23,7 @@ from prompteol_utils.encoder.encoder import Encoder
 from prompteol_utils.evaluation import sts
 from prompteol_utils.finetuning import checkpoints, contrastive, dropout, lora, processes
 from prompteol_utils.finetuning.config import FinetuneConfig
-from prompteol_utils.finetuning.sampler import BatchSampler
+from prompteol_utils.finetuning.sampler import BatchSampler, check_triplets
 from prompteol_utils.models import adapters
 from prompteol_utils.utils import devices, files
 
@@ -82,7 +82,7 @@ def finetune(
 
     Source: the paper's fine-tuning.
     """
-    examples = _checked(triplets, config)
+    examples = check_triplets(triplets, config)
     loaded = encoder.loaded
     if loaded.adapter is not None:
         raise ValueError(
@@ -116,7 +116,7 @@ def run_folder(
     encoder: Encoder, triplets: Sequence[Triplet], config: FinetuneConfig, dev: Pairs | None = None
 ) -> Path:
     """Return a folder in the cache for exactly this run: the same arguments find it again."""
-    run = _identity(encoder, _checked(triplets, config), config, dev)
+    run = _identity(encoder, check_triplets(triplets, config), config, dev)
     name = "".join(c if c.isalnum() or c in ".-" else "-" for c in encoder.loaded.name)
     return files.cache_folder() / "runs" / f"{name}-{_digest([run])}"
 
@@ -459,21 +459,6 @@ class _Run:
         with files.atomic_file(self.out / "history.csv", "w") as file:
             history.to_csv(file, index=False)
         return history
-
-
-def _checked(triplets: Sequence[Triplet], config: FinetuneConfig) -> list[Triplet]:
-    examples = []
-    for number, triplet in enumerate(triplets):
-        try:
-            examples.append(triplet if isinstance(triplet, Triplet) else Triplet(*triplet))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"triplet {number}: {error}") from None
-    if len(examples) < config.batch_size:
-        raise ValueError(
-            f"{len(examples)} triplets do not fill one batch of {config.batch_size}; add some, or "
-            "lower batch_size (at least 2)"
-        )
-    return examples
 
 
 def _has_other_dropout(model) -> bool:

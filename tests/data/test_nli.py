@@ -8,6 +8,7 @@ import pytest
 from prompteol_utils import data
 from prompteol_utils.data import Triplet, load_nli, nli, senteval
 
+pytestmark = pytest.mark.usefixtures("without_senteval")
 SNLI = {  # premise, hypothesis, label
     "dev": [
         ("A man paints a wall .", "A man works .", "entailment"),
@@ -23,17 +24,6 @@ SNLI = {  # premise, hypothesis, label
         ("A bus stops .", "The bus drives on .", "contradiction"),
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    def fail(*name):
-        raise ConnectionError("no network here")
-
-    monkeypatch.delenv(senteval.VARIABLE, raising=False)
-    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(senteval, "_failure", None)
-    monkeypatch.setattr(senteval, "_download", fail)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from prompteol_utils.results import require_comparable
 from prompteol_utils.results.store import check_row
 from prompteol_utils.utils.files import DATA
 
+pytestmark = pytest.mark.usefixtures("without_senteval")
 PAIRS = [
     {"sentence1": "The lid is stuck.", "sentence2": "The jar won't open.", "score": 4.5},
     {"sentence1": 'Say "cheese", please.', "sentence2": "Two goats, one shed.", "score": 0},
@@ -41,17 +42,6 @@ TRIPLETS = [
     {"sent0": "He reads.", "sent1": "A man reads.", "hard_neg": "He swims."},
 ]
 FORMATS = ["csv", "tsv", "jsonl", "parquet"]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    def fail(*name):
-        raise ConnectionError("no network here")
-
-    monkeypatch.delenv(senteval.VARIABLE, raising=False)
-    monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(senteval, "_failure", None)
-    monkeypatch.setattr(senteval, "_download", fail)
 
 
 def save(records: list[dict], path: Path) -> Path:

@@ -28,8 +28,8 @@ def test_which_models_are_packed(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gemma3"])
 def test_a_model_that_packing_gets_wrong_is_padded(monkeypatch, architecture):
-    bias = packing._bias
-    monkeypatch.setattr(packing, "_bias", lambda *args: torch.zeros_like(bias(*args)))
+    bias = packing.attention_bias
+    monkeypatch.setattr(packing, "attention_bias", lambda *args: torch.zeros_like(bias(*args)))
     loaded = tiny_model(architecture)
     encoder = Encoder(loaded)
     assert not encoder.backbone.supports_packing

@@ -60,9 +60,9 @@ def test_out_of_memory_in_the_probe_is_no_verdict(monkeypatch):
 def test_copies_of_the_prefix_count_on_a_gpu(monkeypatch):
     encoder = Encoder(tiny_model("llama"))
     sizes = []
-    run = encoder._run
+    run = encoder.run_batch
     monkeypatch.setattr(
-        encoder, "_run", lambda ids, *rest: sizes.append(len(ids)) or run(ids, *rest)
+        encoder, "run_batch", lambda ids, *rest: sizes.append(len(ids)) or run(ids, *rest)
     )
     encoder.encode(TEXTS, batch_tokens=200)
     on_cpu = max(sizes)

@@ -137,8 +137,10 @@ def test_the_papers_loop_gives_the_same_vectors(architecture):
 
 def test_duplicates_are_run_once(monkeypatch):
     encoder, rows = Encoder(tiny("llama")), []
-    run = encoder._run
-    monkeypatch.setattr(encoder, "_run", lambda ids, *rest: rows.extend(ids) or run(ids, *rest))
+    run = encoder.run_batch
+    monkeypatch.setattr(
+        encoder, "run_batch", lambda ids, *rest: rows.extend(ids) or run(ids, *rest)
+    )
     encoder.encode(["One cat.", "Two cats.", "One cat."] * 5)
     assert len(rows) == 2
 
@@ -200,10 +202,10 @@ def assert_seen(architecture, prompt_name="two shots", **options):
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_broken_cache_is_seen(monkeypatch, architecture):
     assert Encoder(tiny(architecture)).backbone.supports_packing
-    prepend = packing._prepend
+    prepend = packing.prepend_prefix
     broken(
         monkeypatch,
-        "_prepend",
+        "prepend_prefix",
         lambda past, keys, values: prepend(
             past and (past[0], past[1].roll(1, dims=2)), keys, values
         ),
@@ -214,8 +216,8 @@ def test_broken_cache_is_seen(monkeypatch, architecture):
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 def test_dropped_packed_mask_is_seen(monkeypatch, architecture):
     assert Encoder(tiny(architecture)).backbone.supports_packing
-    bias = packing._bias
-    broken(monkeypatch, "_bias", lambda *args: torch.zeros_like(bias(*args)))
+    bias = packing.attention_bias
+    broken(monkeypatch, "attention_bias", lambda *args: torch.zeros_like(bias(*args)))
     assert_seen(architecture)
 
 
@@ -278,17 +280,21 @@ def test_wrong_place_after_the_prefix_is_seen(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
 def test_shifted_position_is_seen(monkeypatch, architecture):
-    run = Encoder._run
+    run = Encoder.run_batch
     broken(
-        monkeypatch, "_run", lambda self, ids, *rest: run(self, [row[:-1] for row in ids], *rest)
+        monkeypatch,
+        "run_batch",
+        lambda self, ids, *rest: run(self, [row[:-1] for row in ids], *rest),
     )
     assert_seen(architecture)
 
 
 def test_swapped_rows_are_seen(monkeypatch):
-    run = Encoder._run
+    run = Encoder.run_batch
     broken(
-        monkeypatch, "_run", lambda self, *args: [vectors.flip(0) for vectors in run(self, *args)]
+        monkeypatch,
+        "run_batch",
+        lambda self, *args: [vectors.flip(0) for vectors in run(self, *args)],
     )
     assert_seen("llama")
 
@@ -454,7 +460,7 @@ def test_demonstrations_that_fill_the_model_are_refused():
 
 def test_out_of_memory_halves_the_batch(monkeypatch):
     encoder, sizes = Encoder(tiny("llama")), []
-    run = encoder._run
+    run = encoder.run_batch
 
     def small(ids, *rest):
         sizes.append(len(ids))
@@ -462,7 +468,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(ids, *rest)
 
-    monkeypatch.setattr(encoder, "_run", small)
+    monkeypatch.setattr(encoder, "run_batch", small)
     assert_same(encoder.encode(SENTENCES, batch_tokens=100_000), expected_of("llama", "prompteol"))
     assert sizes[0] == len(SENTENCES) and min(sizes) <= 2
 

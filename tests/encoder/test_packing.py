@@ -64,8 +64,10 @@ def test_last_tokens_need_no_others_in_the_last_layer(body, behind):
 @torch.inference_mode()
 def test_a_batchs_masks_are_worked_out_once_for_all_layers(monkeypatch):
     body, found = Backbone(tiny_model("llama").model).module, []
-    bias = packing._bias
-    monkeypatch.setattr(packing, "_bias", lambda *args: found.append(bias(*args)) or found[-1])
+    bias = packing.attention_bias
+    monkeypatch.setattr(
+        packing, "attention_bias", lambda *args: found.append(bias(*args)) or found[-1]
+    )
     packing.run(body, ROWS, packing.run_prefix(body, PREFIX, [3]), [3])
     lengths = len({len(row) for row in ROWS})
     assert len(found) == 3 * (1 + lengths) and len({id(one) for one in found}) == 1 + lengths, (

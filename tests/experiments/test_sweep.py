@@ -139,7 +139,7 @@ def test_a_subset_too_small_for_a_ranking_is_recorded(models, tmp_path, monkeypa
 
 
 def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_path, monkeypatch):
-    run, sizes = Encoder._run, []
+    run, sizes = Encoder.run_batch, []
 
     def small(self, ids, *rest, **more):
         if self.prompt.name == "means":  # this prompt never fits, the other only in small batches
@@ -149,7 +149,7 @@ def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_p
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, ids, *rest, **more)
 
-    monkeypatch.setattr(Encoder, "_run", small)
+    monkeypatch.setattr(Encoder, "run_batch", small)
     settings = {"prompts": ["means", "prompteol"], "limit": 20}
     rows = experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", **settings)
     assert list(rows["kind"]) == ["failed", rows["kind"][1]] and pd.isna(rows["kind"][1])
@@ -157,7 +157,7 @@ def test_a_cell_out_of_memory_halves_then_fails_and_the_rest_go_on(models, tmp_p
         "halved down to one sentence"
     )
     monkeypatch.setattr(
-        Encoder, "_run", run
+        Encoder, "run_batch", run
     )  # not undo(): it would also give the fixture's environment back
     experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", skip_failed=True, **settings)
     assert len(Store(tmp_path / "rows.jsonl").rows()) == 2
@@ -261,7 +261,7 @@ def test_other_errors_are_not_taken_for_memory(models, tmp_path, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(Encoder, "_run", broken)
+    monkeypatch.setattr(Encoder, "run_batch", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         experiments.grid(models[:1], ["stsb"], tmp_path / "rows.jsonl", limit=20)
     assert Store(tmp_path / "rows.jsonl").rows() == []

@@ -5,28 +5,13 @@ import functools
 import numpy as np
 import pytest
 import torch
+from samples import WORDS
 
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.encoder.batching import batches, even_budget
 from prompteol_utils.finetuning import cached_backward, contrastive_loss, dropout, triplet_loss
 from prompteol_utils.models import LoadedModel, tiny_model
 
-WORDS = [
-    "cat",
-    "dog",
-    "river",
-    "boat",
-    "garden",
-    "night",
-    "bridge",
-    "child",
-    "bread",
-    "rain",
-    "music",
-    "street",
-    "winter",
-    "market",
-]
 LOSS = functools.partial(triplet_loss, temperature=0.05)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from samples import WORDS
 
 from prompteol_utils import finetuning
 from prompteol_utils.data import Triplet, comparable, load_mini_sts
@@ -35,22 +36,6 @@ from prompteol_utils.finetuning.config import CPU
 from prompteol_utils.models import adapters, load_model, save_tiny, tiny_model
 from prompteol_utils.utils import files
 
-WORDS = [
-    "cat",
-    "dog",
-    "river",
-    "boat",
-    "garden",
-    "night",
-    "bridge",
-    "child",
-    "bread",
-    "rain",
-    "music",
-    "street",
-    "winter",
-    "market",
-]
 SMALL = {
     "batch_size": 8,
     "warmup_steps": 2,

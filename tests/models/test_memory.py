@@ -1,14 +1,18 @@
 """Estimates: counted weights equal real ones; what does not fit is refused before it loads."""
 
 import dataclasses
+import json
+import re
+import shlex
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.finetuning import FinetuneConfig, dropout, lora
+from prompteol_utils.finetuning import FinetuneConfig, dropout, lora, trainer
 from prompteol_utils.models import (
     MODELS,
     ModelSpec,
@@ -164,6 +168,50 @@ def test_training_keeps_what_is_estimated(architecture, precision, tmp_path):
     measured = kept_for_backward(Encoder(loaded, prefix_cache=False), ids)
     print(f"{architecture} {precision}: {estimate.activations / measured:.3f}")
     assert estimate.activations == pytest.approx(measured, rel=0.15)
+
+
+def planned(line: str) -> dict[str, float]:
+    """GB on a GPU for each model that a command line of a lesson loads."""
+    words = shlex.split(line, comments=True)
+
+    def values(option):
+        if option not in words:
+            return []
+        rest = words[words.index(option) + 1 :]
+        stop = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+        return rest[:stop]
+
+    training = words[1] == "finetune"
+    chunk = int(*values("--chunk-tokens")) if values("--chunk-tokens") else trainer.GPU_CHUNK
+    tokens = chunk if training else devices.BATCH_TOKENS["cuda"]
+    precisions = values("--quantization") if training else [None]  # 16 bits: the largest
+    settings = {"batch_tokens": tokens, "training": training, "device": "cuda"}
+    return {
+        name: memory.estimate_memory(MODELS[name], bits=memory.BITS[one] or 16, **settings).total
+        / GB
+        for name in values("--model")
+        if name in MODELS
+        for one in precisions
+    }
+
+
+@pytest.mark.parametrize("notebook", ["03_model_scaling", "04_qlora_finetuning"])
+def test_command_lines_of_lessons_fit_the_card_that_they_name(notebook):
+    """Eleven twelfths of it: the rest is CUDA's context and fragments. No card named: 24 GB."""
+    path = Path(__file__).parents[2] / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = {}
+    for text in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"):
+        named = [int(gb) for gb in re.findall(r"card of (\d+) GB", text)]
+        for line in re.findall(r"^prompteol (?:finetune|sts|grid|transfer) .*$", text, re.M):
+            for model, need in planned(line).items():
+                found[line, model] = (need, min(named, default=24))
+                print(f"{need:5.1f} of {found[line, model][1]} GB: {line}")
+    assert found
+    assert {key: gb for key, gb in found.items() if gb[0] > gb[1] * 11 / 12} == {}
+    if notebook.startswith("04"):
+        line = "prompteol finetune --model opt-2.7b --quantization nf4"
+        assert planned(line)["opt-2.7b"] > 24, "the default chunk does not fit, as the lesson says"
 
 
 def test_lora_matrices_are_counted():

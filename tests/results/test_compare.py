@@ -4,31 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+from samples import RECORD as ROW
 
 from prompteol_utils import results
-
-ROW = {
-    "model": "opt-125m",
-    "prompt": "prompteol",
-    "demonstrations": [],
-    "quantization": None,
-    "adapter": None,
-    "pooling": "last",
-    "layer": -1,
-    "task": "stsb",
-    "split": "test",
-    "n": 1379,
-    "spearman": 60.5,
-    "spearman_subset_mean": 60.25,
-    "origin": "senteval",
-    "text_form": "tokenised lower case",
-    "weight_origin": "hub fp16, base",
-    "dtype": "float32",
-    "seed": 0,
-    "seconds": 1.5,
-    "versions": {},
-    "commit": "unknown",
-}
 
 
 def paper(**change):

@@ -1,0 +1,41 @@
+"""What several tests read: a record of results, words for made-up sentences."""
+
+RECORD = {
+    "model": "opt-125m",
+    "prompt": "prompteol",
+    "demonstrations": [],
+    "quantization": None,
+    "adapter": None,
+    "pooling": "last",
+    "layer": -1,
+    "task": "stsb",
+    "split": "test",
+    "n": 1379,
+    "spearman": 60.5,
+    "spearman_subset_mean": 60.25,
+    "origin": "senteval",
+    "text_form": "tokenised lower case",
+    "weight_origin": "hub fp16, base",
+    "dtype": "float32",
+    "seed": 0,
+    "seconds": 1.5,
+    "versions": {},
+    "commit": "unknown",
+}
+
+WORDS = [
+    "cat",
+    "dog",
+    "river",
+    "boat",
+    "garden",
+    "night",
+    "bridge",
+    "child",
+    "bread",
+    "rain",
+    "music",
+    "street",
+    "winter",
+    "market",
+]
