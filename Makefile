@@ -1,11 +1,11 @@
-# make tutorial [NB=00] · make test · make lab · make bench · make site · make site-test · make slides · make student · make grade HAND_INS=folder · make clean · for maintainers: make format · make check · make publish · make lock
+# make tutorial [NB=00] · make test · make lab · make bench · make gpu-check · make site · make site-test · make slides · make student · make grade HAND_INS=folder · make clean · for maintainers: make format · make check · make publish · make lock
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NB ?=
 HAND_INS ?=
 
 .DEFAULT_GOAL := tutorial
-.PHONY: site site-test slides student grade setup tutorial test lab bench clean format check publish lock
+.PHONY: site site-test slides student grade setup tutorial test lab bench gpu-check clean format check publish lock
 
 setup:  ## .venv with the exact pins; does nothing when it is up to date
 	@$(PYTHON) tools/setup_env.py
@@ -19,6 +19,9 @@ test: setup  ## ruff, pytest, every notebook in the smoke profile, nbval; all of
 
 lab: setup  ## read and run the notebooks yourself
 	@$(VENV_PYTHON) -m jupyterlab notebooks
+
+gpu-check: setup  ## on a machine with an NVIDIA card: right, fitting and fast? some ten minutes, records in data/results
+	@$(VENV_PYTHON) benchmarks/gpu_check.py
 
 bench: setup  ## sentences a second by engine, side by side; on a machine that does nothing else
 	@$(VENV_PYTHON) benchmarks/encode.py

@@ -5,6 +5,7 @@ are the model's.
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,65 @@ def test_the_gpus_benchmark_runs_on_a_processor_too(gpu, monkeypatch, tmp_path, 
     assert run(gpu, monkeypatch, *short) == 0 and rows.read_bytes() == before, (
         "what is there is not measured again"
     )
+
+
+@pytest.fixture
+def check(gpu, monkeypatch, tmp_path):
+    """`gpu_check.py --tiny`, one model; returns the exit code and the records."""
+    module = script("gpu_check")
+    output = tmp_path / "check.jsonl"
+
+    def run(*more):
+        arguments = ["--tiny", "--models", "opt-1.3b", "--output", output, *more]
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *map(str, arguments)])
+        code = module.main()
+        lines = output.read_text().splitlines() if output.exists() else []
+        return code, [json.loads(line) for line in lines]
+
+    run.module = module
+    return run
+
+
+def test_the_check_of_a_card_runs_on_a_processor_too(check):
+    code, found = check()
+    names = [row.get("precision", row["part"]) for row in found]
+    assert code == 0 and names == [*check.module.PRECISIONS, "training", "speed"]
+    assert all(row["passed"] and row["apart"] > 0.1 for row in found[:4])
+    assert found[4]["planned_memory"] > 0 and found[4]["seconds_a_step"] > 0
+    assert found[5]["share_of_peak, ours"] > 0 and found[5]["sentences_per_second, ours"] > 0
+    assert all(row["tiny"] and "machine" in row and "versions" in row for row in found)
+
+
+def test_a_part_that_fails_says_why_and_the_next_goes_on(check, monkeypatch):
+    def broken(folder, precision, options):
+        raise RuntimeError(f"no kernel\nfor {precision}")
+
+    monkeypatch.setattr(check.module, "exactness", broken)
+    monkeypatch.setattr(check.module, "training", lambda *_: {"planned_to_peak": 1.0})
+    monkeypatch.setattr(check.module, "speed", lambda *_: {"share_of_peak, ours": 0.5})
+    code, found = check()
+    assert code == 1 and [row.get("failed") for row in found] == [
+        *(f"RuntimeError: no kernel for {one}" for one in check.module.PRECISIONS),
+        *(None, None),
+    ]
+
+
+def test_a_part_ends_when_no_time_is_left(check, capsys):
+    with pytest.raises(check.module.OutOfTimeError), check.module.at_most(0.01):
+        time.sleep(60)
+    assert check("--minutes", 0) == (1, [])
+    assert "no time was left" in capsys.readouterr().out
+
+
+def test_vectors_that_are_not_the_references_do_not_pass(check, monkeypatch):
+    from prompteol_utils.encoder import Encoder
+
+    encode = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, **_: encode(self, texts)[::-1])
+    monkeypatch.setattr(check.module, "training", lambda *_: {})
+    monkeypatch.setattr(check.module, "speed", lambda *_: {})
+    code, found = check()
+    assert code == 1 and not any(row["passed"] for row in found[:4])
 
 
 def test_cards_and_sets_of_sentences_are_not_mixed(gpu, tmp_path):
