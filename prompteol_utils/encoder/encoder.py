@@ -306,7 +306,7 @@ class Encoder:
             float32 (n, d) on the model's device.
         """
         with fast_linear(self.backbone.module):
-            return self._pool(self.backbone.padded(ids, (self.layer,))[0], ids)
+            return self.pool(self.backbone.padded(ids, (self.layer,))[0], ids)
 
     def _encode_list(
         self, sentences, layers: tuple[int, ...], batch_tokens, show_progress_bar
@@ -420,11 +420,11 @@ class Encoder:
         past = prefix.length if prefix else 0
         sums = prefix.sums if prefix else [None] * len(layers)
         return [
-            _to_host(self._pool(one, ids, prefix_sum, past))
+            _to_host(self.pool(one, ids, prefix_sum, past))
             for one, prefix_sum in zip(states, sums, strict=True)
         ]
 
-    def _pool(
+    def pool(
         self,
         states: torch.Tensor,
         ids: list[list[int]],

@@ -305,3 +305,28 @@ def test_a_cache_that_cannot_be_written_costs_no_score(
     (record,) = records(tmp_path / "a.jsonl")
     assert record["encoded"] == 2 * len(PAIRS)
     assert not (tmp_path / "cache" / "embeddings").exists()
+
+
+def test_models_plans_a_folder_as_well(model, capsys):
+    assert run(f"models --memory opt-125m {model}") == 0
+    assert "opt-125m" in (shown := capsys.readouterr().out) and model.split("/")[-1] in shown
+    assert run(f"models --training {model}") == 0
+
+
+def test_one_fold_is_refused_before_any_work(capsys):
+    with pytest.raises(SystemExit) as end:
+        run("transfer --model nowhere --folds 1")
+    assert end.value.code == 2
+    assert "at least 2 folds are needed, not 1" in capsys.readouterr().err
+
+
+def test_a_search_is_kept_without_being_asked_to(tmp_path, model, senteval):
+    (tmp_path / "pool.csv").write_text("sentence,word\nA goat sleeps.,Rest\n")
+    pool = f"--candidates {tmp_path}/pool.csv --pairs 4 --step 2"
+    command = f"search --model {model} --root {senteval} {pool}"
+    kept = tmp_path / "cache" / "searches.jsonl"
+    assert run(command) == 0
+    before = records(kept)
+    assert len(before) == 2 * 2, "plain prompt and candidate, two steps each"
+    assert run(command) == 0
+    assert records(kept) == before
