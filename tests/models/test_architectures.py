@@ -184,6 +184,7 @@ def test_positions_that_are_kept_back_are_not_filled(architecture, tmp_path):
     folder = save(architecture, tmp_path / "f", limit=int(1e30))
     vector = Encoder(load_model(folder), "mean").encode("the boats and the bridge " * 300)
     assert np.isfinite(vector).all()
+    assert check_equal_or_refused(folder, "mean", SENTENCES) is None
 
 
 @pytest.mark.parametrize("name", ["Bart", "MBart", "Pegasus", "Marian"])
