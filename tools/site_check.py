@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "site"
 SHOTS = ROOT / "build" / "site-shots"
 WIDTHS = (1280, 390)
+PATIENCE = 180_000  # ms; a busy machine is no fault of a page
 SEARCHES = ("anisotropy", "QLoRA")
 
 
@@ -118,6 +119,7 @@ def check(playwright) -> tuple[list[str], str]:
             context = browser.new_context(
                 viewport={"width": width, "height": 900}, color_scheme=scheme
             )
+            context.set_default_timeout(PATIENCE)
             for name in pages():
                 shown = Page(context, base, name, scheme, width)
                 shown.look()
@@ -152,7 +154,7 @@ def _search_and_fold(browser, base: str) -> list[str]:
     for word in SEARCHES:
         page.goto(f"{base}search.html?q={word}")
         try:
-            page.wait_for_selector("#search-results li", timeout=20_000)
+            page.wait_for_selector("#search-results li", timeout=PATIENCE)
         except Exception:
             problems.append(f"the search finds nothing for {word!r}")
     page.goto(f"{base}notebooks/00_quickstart.html")
