@@ -429,5 +429,7 @@ def test_tables_choose_the_layer_on_dev_and_report_it_on_test():
     gap = {"model": "m", "layers": "best", "baseline": "prompteol", "method": "a", "n": 9}
     gap |= {"points": 2.0, "low": 1.0, "high": 3.0, "level": 0.95}
     assert str(tables.gains(pd.DataFrame([gap]), "m", "best")["a"]) == "leads by 2.0 [1.0, 3.0]"
+    with pytest.raises(ValueError, match="no record of b on stsb dev; measured models: m"):
+        tables.curves(records, "b")
     with pytest.raises(ValueError, match="unknown layers 'last'; allowed: published"):
         tables.gains(pd.DataFrame([gap]), "m", "last")

@@ -15,14 +15,15 @@ def curves(records: pd.DataFrame, model: str, task: str = "stsb", split: str = "
         records: Those of kind "followup", from a store.
         model: Of which model.
         task: On which set.
-        split: Of it.
+        split: Of it; of several samples the largest that each method has.
 
     Returns:
         method, layer (1 to the depth), spearman, origin, n.
     """
-    rows = _of(records, model, task, split)
+    rows = _of(records, model, task, split).sort_values("n", kind="stable")
+    rows = rows.drop_duplicates("method", keep="last")
     found = rows[["method", "by_layer", "origin", "n"]].explode("by_layer", ignore_index=True)
-    found["layer"] = found.groupby(["method", "n"]).cumcount() + 1
+    found["layer"] = found.groupby("method").cumcount() + 1
     found["spearman"] = found.pop("by_layer").astype(float)
     return found
 
@@ -125,4 +126,8 @@ def recommended(summaries: pd.DataFrame, budget: float) -> str:
 
 def _of(records: pd.DataFrame, model: str, task: str, split: str) -> pd.DataFrame:
     wanted = {"kind": "followup", "model": model, "task": task, "split": split}
-    return records[(records[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    rows = records[(records[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    if not len(rows):
+        known = ", ".join(dict.fromkeys(records["model"]))
+        raise ValueError(f"no record of {model} on {task} {split}; measured models: {known}")
+    return rows
