@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 ROWS = ROOT / "data" / "results" / "followups.jsonl"
 STS_ROWS = ROOT / "data" / "results" / "sts.jsonl"
 WORK = ROOT / "build" / "followups"
+FITTED = ("few-shot", "whitening")  # beside the names of METHODS
 
 
 def shots(model: str) -> list:
@@ -41,7 +42,9 @@ def main(arguments=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--methods", nargs="+", default=["cheap"], help="names, or cheap: up to 3")
+    parser.add_argument(
+        "--methods", nargs="+", default=["cheap"], help="names, or cheap: up to 3 passes"
+    )
     parser.add_argument("--tasks", nargs="+", default=["stsb"])
     parser.add_argument("--dev", type=int, default=100, help="pairs of STS-B dev")
     parser.add_argument("--test", type=int, default=200, help="pairs of each test set")
@@ -64,15 +67,16 @@ def main(arguments=None) -> int:
     tests = [load_sts(task, root=options.root, limit=options.test) for task in options.tasks]
     if options.rewrite_with:
         return rewriting(options, loaded, tests, store)
-    if options.methods == ["cheap"]:
-        methods = [one for one in METHODS.values() if one.passes <= 3]
-        if found := shots(options.model):
-            methods.append(few_shot(found))
+    names = options.methods
+    if names == ["cheap"]:
+        names = [name for name, one in METHODS.items() if one.passes <= 3] + list(FITTED)
+    methods = [METHODS[name] for name in names if name not in FITTED]
+    if "few-shot" in names and (found := shots(options.model)):
+        methods.append(few_shot(found))
+    if "whitening" in names:
         train = load_sts("stsb", "train", root=options.root, limit=options.train)
         states = plain.encode_layers(loaded, train.sentences[: options.train])
         methods.append(whitened(plain, loaded, states, size=options.train // 3))
-    else:
-        methods = [METHODS[name] for name in options.methods]
     settings = {"store": store, "work": WORK}
     dev = load_sts("stsb", "dev", root=options.root, limit=options.dev)
     measuring.measure(loaded, methods, dev, split="dev", **settings)

@@ -422,13 +422,15 @@ def test_tables_choose_the_layer_on_dev_and_report_it_on_test():
         [1, 4], [2, 2], [3, 3],
     ]  # fmt: skip
     assert tables.pareto_front(table["ms"], table["published"]).tolist() == [True, False, False]
-    both = table.assign(model="m")
-    assert tables.recommended(both, 1) == "a"
-    other = both.loc[["b"]].assign(model="n", passes=1)
-    assert tables.recommended(pd.concat([both, other]), 8) == "b", "a was not measured on n"
     gap = {"model": "m", "layers": "best", "baseline": "prompteol", "method": "a", "n": 9}
     gap |= {"points": 2.0, "low": 1.0, "high": 3.0, "level": 0.95}
     assert str(tables.gains(pd.DataFrame([gap]), "m", "best")["a"]) == "leads by 2.0 [1.0, 3.0]"
+    more = [gap, {**gap, "model": "n", "points": -1.0}]
+    more += [{**gap, "method": "b", "model": name, "points": 0.5} for name in "mn"]
+    more.append({**gap, "method": "c", "points": 8.0})
+    gained = {name: tables.gains(pd.DataFrame(more), name, "best") for name in "mn"}
+    assert tables.recommended(gained, {"a": 1, "b": 2, "c": 1}, 2) == ("b", 0.5)
+    assert tables.recommended(gained, {"a": 1, "b": 2, "c": 1}, 1) == ("prompteol", 0.0)
     with pytest.raises(ValueError, match="no record of b on stsb dev; measured models: m"):
         tables.curves(records, "b")
     with pytest.raises(ValueError, match="unknown layers 'last'; allowed: published"):

@@ -117,7 +117,7 @@ def measure(
 
 
 def best_layer(store: Store, model: str, method: str, task: str = "stsb") -> int:
-    """The hidden state of the highest score on the dev pairs.
+    """The hidden state of the highest score on the largest sample of the dev pairs.
 
     Raises:
         ValueError: The method was not measured on them.
@@ -130,7 +130,7 @@ def best_layer(store: Store, model: str, method: str, task: str = "stsb") -> int
     ]
     if not rows:
         raise ValueError(f"{method} was not measured on {task} dev with {model}")
-    return int(np.argmax(rows[-1]["by_layer"])) + 1
+    return int(np.argmax(max(rows, key=lambda row: row["n"])["by_layer"])) + 1
 
 
 def differences(

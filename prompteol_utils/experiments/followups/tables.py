@@ -1,5 +1,7 @@
 """Records of the methods as tables: scores by layer, two columns a method, what a budget buys."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -42,9 +44,10 @@ def summary(records: pd.DataFrame, model: str, task: str = "stsb") -> pd.DataFra
         score there), n. The last three are NaN where a method was not measured on dev.
     """
     rows = []
+    devs = _of(records, model, "stsb", "dev")
     for method, tested in _of(records, model, task, "test").groupby("method", sort=False):
         one = tested.sort_values("n").iloc[-1]
-        dev = _of(records, model, "stsb", "dev").query("method == @method")
+        dev = devs[devs["method"] == method].sort_values("n", kind="stable")
         best = int(np.argmax(dev.iloc[-1]["by_layer"])) + 1 if len(dev) else 0
         seconds = one["cpu_seconds"] + np.nan_to_num(one.get("rewriting_cpu_seconds", 0.0))
         rows.append(
@@ -109,19 +112,25 @@ def pareto_front(cost: pd.Series, score: pd.Series) -> pd.Series:
     return ~pd.Series(beaten, index=cost.index)
 
 
-def recommended(summaries: pd.DataFrame, budget: float) -> str:
-    """The method of at most so many passes with the highest score on dev, averaged over models.
+def recommended(
+    gained: Mapping[str, pd.Series], passes: Mapping[str, float], budget: float
+) -> tuple[str, float]:
+    """The method whose gain is highest where it is lowest: over the models that were measured.
 
     Args:
-        summaries: Rows of `summary` of several models, with a column model.
-        budget: Passes.
+        gained: From a model to its `gains`; only methods that every model has take part.
+        passes: From a method to its passes.
+        budget: Passes at most.
 
     Returns:
-        Its name; only methods that every model was measured with take part.
+        Its name and that gain; ("prompteol", 0.0) where no method gains on every model.
     """
-    rows = summaries[summaries["passes"] <= budget].reset_index().dropna(subset=["dev"])
-    complete = rows.groupby("method")["model"].nunique() == rows["model"].nunique()
-    return rows.groupby("method")["dev"].mean()[complete].idxmax()
+    points = pd.DataFrame({name: one.map(lambda gap: gap.points) for name, one in gained.items()})
+    worst = points.dropna().min(axis=1)
+    worst = worst[[passes[method] <= budget for method in worst.index]]
+    if not len(worst) or worst.max() <= 0:
+        return "prompteol", 0.0
+    return worst.idxmax(), float(worst.max())
 
 
 def _of(records: pd.DataFrame, model: str, task: str, split: str) -> pd.DataFrame:
