@@ -160,6 +160,13 @@ def test_a_lesson_that_does_not_run_is_said(tmp_path, monkeypatch, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_folder_without_hand_ins_is_said(tmp_path, capsys):
+    (tmp_path / "00_quickstart.ipynb").write_text("{}")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "FOLDER/NAME/LESSON" in capsys.readouterr().err
+
+
 @pytest.mark.bundled
 def test_a_real_lesson(tmp_path):
     (path,) = rules.find(["00"])

@@ -176,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"not graded, {error}", file=sys.stderr)
             code = 1
         write_tables(rows, options.output)
+    if not work or not (rows or code):
+        names = ", ".join(path.name for path in work)
+        parser.error(f"no file FOLDER/NAME/LESSON in {options.folder}; lessons: {names}")
     print(f"{rules.show(options.output)}/points.csv")
     return code
 
