@@ -40,7 +40,8 @@ def prepare() -> None:
         for cell in notebook.cells:
             _prepare_cell(notebook, cell)
         _mark(notebook, path.stem[:2], named)
-        notebook.cells[0].source += _elsewhere(path.name)
+        header = notebook.cells[0]
+        header.source = f"# {path.stem[:2]} {header.source[2:]}{_elsewhere(path.name)}"
         target = WORK / "notebooks" / path.name
         target.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, target)

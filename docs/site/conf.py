@@ -33,6 +33,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
     "show_toc_level": 2,
+    "navbar_persistent": [],  # one search field, in the sidebar
     "use_download_button": False,
     "use_fullscreen_button": False,
     "navigation_with_keys": False,
