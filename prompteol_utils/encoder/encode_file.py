@@ -188,6 +188,8 @@ class _Job:
         before = {}
         if self.state.is_file() and (target.is_file() or self.part.is_file()):
             before = json.loads(self.state.read_text(encoding="utf-8"))
+        if not before or "tokens" in before:  # a library's version may change them; the key stays
+            self.identity["tokens"] = getattr(encoder, "tokens", None)
         done = before.pop("chunks", [])
         self.todo = [old != new for old, new in zip_longest(done[: len(digests)], digests)]
         self.finished = target.is_file() and self._is_finished(before, done)

@@ -14,7 +14,7 @@ from prompteol_utils.encoder.backbone import Backbone, eval_mode, max_positions
 from prompteol_utils.encoder.chunks import Chunk, read_chunks
 from prompteol_utils.encoder.onednn import fast_linear
 from prompteol_utils.encoder.packing import to_device
-from prompteol_utils.encoder.tokenization import BadSentenceError, PromptTokenizer
+from prompteol_utils.encoder.tokenization import BadSentenceError, PromptTokenizer, token_ids
 from prompteol_utils.models.adapters import check_prompt
 from prompteol_utils.models.loading import LoadedModel, load_model
 from prompteol_utils.models.registry import MODELS
@@ -26,12 +26,14 @@ from prompteol_utils.prompts import (
     get_prompt,
     with_demonstrations,
 )
+from prompteol_utils.results.key import digest
 from prompteol_utils.utils.devices import BATCH_TOKENS
 
 # Sentences tokenised, sorted and deduplicated together; bounds the memory beside the result. On a
 # GPU the next chunk is tokenised while one runs, so that smaller ones start it sooner.
 CHUNK = 16_384
 GPU_CHUNK = 4_096
+_PROBE = "Aé 1,5's 日🙂"  # what tokenizers treat in different ways
 
 
 class Encoder:
@@ -164,6 +166,11 @@ class Encoder:
             "max_sentence_tokens": self.max_sentence_tokens,
             "normalize": self.normalize,
         }
+
+    @property
+    def tokens(self) -> str:
+        """A digest of the ids of a probing sentence: another library version may read it anew."""
+        return digest(token_ids(self.loaded, [self.prompt.render(_PROBE)]))[:16]
 
     def _adapter(self) -> str | None:
         """The adapter's name, or None while it is switched off."""

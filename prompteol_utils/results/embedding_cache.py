@@ -49,7 +49,7 @@ class EmbeddingCache:
 
         Args:
             encoder: Has `encode(sentences, show_progress_bar=…)` and `key`, a dict of plain values
-                that decides its vectors.
+                that decides its vectors; `tokens`, if it has them, tell a tokenizer's change.
             sentences: Strings, or one string.
             show_progress_bar: None shows one for long work.
 
@@ -57,7 +57,8 @@ class EmbeddingCache:
             float32 (n, d) in input order; (d,) for one string.
 
         Raises:
-            CacheError: The disk is full, the folder read-only, or the file damaged.
+            CacheError: The disk is full, the folder read-only, or the file damaged; or its vectors
+                were made of other tokens of the same text.
         """
         if isinstance(sentences, str):
             return self.encode(encoder, [sentences], show_progress_bar=show_progress_bar)[0]
@@ -72,7 +73,10 @@ class EmbeddingCache:
         file = self._file(encoder.key)
         try:
             with closing(_open(file, encoder.key)) as database:
+                _check_tokens(database, file, getattr(encoder, "tokens", None))
                 return _encode(database, encoder, sentences, digests, show_progress_bar)
+        except files.CacheError:
+            raise
         except (sqlite3.DatabaseError, OSError) as error:
             raise files.CacheError(
                 f"the embedding cache {file} cannot be used ({error}): free some space, "
@@ -100,6 +104,7 @@ class CachedEncoder:
     def __init__(self, encoder, cache: EmbeddingCache | None = None):
         self.encoder = encoder
         self.key = encoder.key
+        self.tokens = getattr(encoder, "tokens", None)
         self.new = 0
         try:
             self._cache = cache or EmbeddingCache()
@@ -147,6 +152,23 @@ def _prepare(database: sqlite3.Connection, key: dict, journal: str) -> None:
         database.execute(f"CREATE TABLE IF NOT EXISTS vectors ({columns})")
         database.execute("CREATE TABLE IF NOT EXISTS key (json TEXT PRIMARY KEY)")
         database.execute("INSERT OR IGNORE INTO key VALUES (?)", [json.dumps(key, sort_keys=True)])
+
+
+def _check_tokens(database: sqlite3.Connection, file: Path, tokens: str | None) -> None:
+    """A library may read the same files differently in another version; the key does not say so."""
+    if tokens is None:
+        return
+    with database:
+        database.execute("CREATE TABLE IF NOT EXISTS tokens (digest TEXT PRIMARY KEY)")
+        database.execute(
+            "INSERT INTO tokens SELECT ? WHERE NOT EXISTS (SELECT 1 FROM tokens)", [tokens]
+        )
+    if (before := database.execute("SELECT digest FROM tokens").fetchone()[0]) != tokens:
+        raise files.CacheError(
+            f"the vectors in {file} were made of other tokens of the same text ({before}, now "
+            f"{tokens}: another version of a library?); delete it, or set PROMPTEOL_CACHE to "
+            "another folder"
+        )
 
 
 def _encode(

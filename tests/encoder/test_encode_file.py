@@ -193,6 +193,15 @@ def test_unfinished_work_of_another_encoder_is_not_mixed_in(tmp_path, target):
     assert len(run(source, target)) == 3
 
 
+def test_another_reading_of_the_same_text_is_not_mixed_in(tmp_path, target, monkeypatch):
+    source = write(tmp_path / "a.txt")
+    monkeypatch.setattr(Fake, "tokens", "0123", raising=False)
+    break_off(source, target)
+    monkeypatch.setattr(Fake, "tokens", "4567")
+    with pytest.raises(SentenceFileError, match="tokens was '0123', now '4567'"):
+        run(source, target)
+
+
 def test_a_run_that_failed_before_its_first_vector_does_not_block_its_name(tmp_path, target):
     source = write(tmp_path / "in.txt")
     break_off(source, target, chunk=0)

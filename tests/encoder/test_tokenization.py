@@ -152,3 +152,14 @@ def test_casts_of_8_bit_layers_are_not_logged(caplog):
     log.warning("MatMul8bitLt: inputs will be cast from %s to float16 during quantization", "fp32")
     log.warning("something else")
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+def test_the_digest_of_tokens_follows_the_tokenizer():
+    import copy
+    from dataclasses import replace
+
+    loaded = tiny_model("llama")
+    other = copy.deepcopy(loaded.tokenizer)
+    other.add_tokens(["1,5"])
+    assert Encoder(loaded).tokens == Encoder(loaded).tokens
+    assert Encoder(loaded).tokens != Encoder(replace(loaded, tokenizer=other)).tokens

@@ -193,3 +193,15 @@ def test_two_connections_fill_one_cache(cache):
     texts = [f"sentence {n}" for n in range(30)]
     assert np.array_equal(cache.encode(Meanwhile(), texts), Fake().encode(texts))
     assert np.array_equal(cache.encode(Fake(), texts), Fake().encode(texts))
+
+
+def test_another_reading_of_the_same_text_is_not_mixed_in(cache):
+    """A tokenizer's files may be the same, and what a library's new version makes of them not."""
+    fake = Fake()
+    first = cache.encode(fake, ["a"])
+    fake.tokens = "0123"  # a file of before says nothing of them: it is taken
+    assert np.array_equal(cache.encode(fake, ["a"]), first)
+    fake.tokens = "4567"
+    with pytest.raises(files.CacheError, match="other tokens of the same text \\(0123, now 4567"):
+        cache.encode(fake, ["a", "b"])
+    assert fake.seen == ["a"]
