@@ -1,6 +1,7 @@
 """Grading: a made-up lesson and a real one, with hand-ins that are right, half right, hostile."""
 
 import csv
+import os
 import pickle
 import time
 from multiprocessing import Pipe
@@ -75,6 +76,19 @@ check_1 = lambda answer: "right"
 builtins.AssertionError = ZeroDivisionError
 answer_1 = 99
 """
+DAEMON = """import os, pathlib, time
+note = pathlib.Path({note!r})
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        note.with_suffix(".new").write_text(str(os.getpid()))
+        note.with_suffix(".new").rename(note)
+        time.sleep(600)
+    os._exit(0)
+while not note.exists():
+    time.sleep(0.01)
+answer_1 = 6
+"""
 
 
 def lesson(path: Path) -> Path:
@@ -112,6 +126,14 @@ def messages(folder: Path, student: str) -> list[str]:
         return [row["message"] for row in csv.DictReader(file) if row["student"] == student]
 
 
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_no_hand_in_spoils_the_table(tmp_path, monkeypatch):
     path = lesson(tmp_path / "00_mini.ipynb")
     monkeypatch.setattr(rules, "NOTEBOOKS", tmp_path)
@@ -127,6 +149,7 @@ def test_no_hand_in_spoils_the_table(tmp_path, monkeypatch):
     hand_in(folder, "d-large", path, killer)
     hand_in(folder, "e-killer", path, RIGHT | {2: "import os; os.kill(os.getppid(), 9)"})
     hand_in(folder, "f-right", path, RIGHT)
+    hand_in(folder, "f-stays", path, {1: DAEMON.format(note=str(tmp_path / "pid"))})
     (folder / "g-empty").mkdir()
     (folder / "h-broken").mkdir()
     (folder / "h-broken" / path.name).write_text("{")
@@ -140,11 +163,13 @@ def test_no_hand_in_spoils_the_table(tmp_path, monkeypatch):
         "d-large": ["0", "0", "0", "0"],
         "e-killer": ["0", "0", "0", "0"],
         "f-right": ["1", "1", "1", "3"],
+        "f-stays": ["1", "0", "0", "1"],
         "g-empty": ["0", "0", "0", "0"],
         "h-broken": ["0", "0", "0", "0"],
     }
     assert messages(results, "b-half") == ["wrong: add them all", "wrong: two times each", "right"]
     assert messages(results, "c-checks")[0] == "wrong: add them all"
+    assert not alive(int((tmp_path / "pid").read_text())), "a process was left behind"
     assert "MemoryError" in messages(results, "d-large")[1]
     assert set(messages(results, "e-killer")) == {"it ended the grading program"}
 
