@@ -64,7 +64,9 @@ def add_lora(model, *, rank: int, alpha: int, dropout: float, layers: int | None
     lora = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="FEATURE_EXTRACTION", **where
     )
-    return get_peft_model(model, lora)
+    with warnings.catch_warnings():  # peft asks transformers by a name that it will drop
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        return get_peft_model(model, lora)
 
 
 def save(loaded, folder: str | os.PathLike, **record) -> None:

@@ -100,7 +100,7 @@ def load_model(
     bits = memory.BITS[quantization] or 8 * dtype.itemsize
     if base in MODELS and weights is None:  # its size is known before anything is downloaded
         memory.check_fits(MODELS[base], bits=bits, device=place)
-    source, spec, commit = _resolve(base, weights)
+    source, spec, commit = resolve(base, weights)
     revision = None if Path(source).is_dir() else commit
 
     from transformers import AutoTokenizer
@@ -113,7 +113,7 @@ def load_model(
         options = {
             "dtype": dtype,
             "quantization_config": _quantization_config(quantization, dtype),
-            "device_map": _device_map(spec, place, bits, quantization),
+            "device_map": choose_device_map(spec, place, bits, quantization),
         }
         options = {key: value for key, value in options.items() if value is not None}
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -159,12 +159,12 @@ def find_spec(name_or_path: str) -> ModelSpec:
     name = str(name_or_path)
     if name in MODELS:
         return MODELS[name]
-    source, spec, commit = _resolve(name)
+    source, spec, commit = resolve(name)
     with _one_sentence(source), silence_transformers():
         return _described(spec, _config(source, None if Path(source).is_dir() else commit))
 
 
-def _resolve(name: str, weights: "str | Path | None" = None) -> tuple[str, ModelSpec, str | None]:
+def resolve(name: str, weights: "str | Path | None" = None) -> tuple[str, ModelSpec, str | None]:
     """Return where to read from (folder or hub id), what to say about it, and its commit."""
     spec = MODELS.get(name)
     if weights is not None:
@@ -273,7 +273,7 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype):
     )
 
 
-def _device_map(spec: ModelSpec, place: torch.device, bits: int, quantization: str | None):
+def choose_device_map(spec: ModelSpec, place: torch.device, bits: int, quantization: str | None):
     """Return where weights go: one card if they fit there, else all; None for a CPU.
 
     transformers' "auto" spreads also a small model over all cards, and each hop costs.

