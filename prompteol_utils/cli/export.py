@@ -1,4 +1,4 @@
-"""Subcommands `export` and `mteb`: a folder for sentence-transformers, and its MTEB scores."""
+"""Subcommands `export`, `mteb` and `serve`: a folder for sentence-transformers, its uses."""
 
 import argparse
 
@@ -29,6 +29,13 @@ def add_commands(subcommand) -> None:
     )
     shared.add(mteb, "root")
 
+    serve = subcommand("serve", _serve, "serve an exported folder as OpenAI's embeddings endpoint")
+    serve.add_argument("--model", required=True, metavar="DIR", help="from `prompteol export`")
+    serve.add_argument("--name", help="what clients call it (default: the folder's name)")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines ask")
+    serve.add_argument("--port", type=shared.positive, default=8000, help="to listen at")
+    shared.add(serve, "device", default="auto", help="auto, cpu or cuda")
+
 
 def _export(options: argparse.Namespace) -> int:
     from prompteol_utils.encoder import Encoder
@@ -49,4 +56,12 @@ def _mteb(options: argparse.Namespace) -> int:
         hub_names(options.tasks) if options.hub else local_tasks(options.tasks, root=options.root)
     )
     shared.print_table(evaluate_mteb(options.model, tasks))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from prompteol_utils.export import serving
+
+    server = serving.make_server(options.model, name=options.name, device=options.device)
+    server.run(host=options.host, port=options.port, generate_client_file=False)
     return 0
