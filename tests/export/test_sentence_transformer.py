@@ -1,5 +1,8 @@
 """An exported folder gives the vectors of its encoder, through stock sentence-transformers."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -130,3 +133,27 @@ def test_without_the_library_one_line_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r"prompteol-utils\[export\]"):
         export_sentence_transformer(encoder(tmp_path), tmp_path / "out")
+
+
+def test_what_is_pushed_to_the_hub_loads_and_gives_the_same_vectors(tmp_path, monkeypatch):
+    """The hub is a stub that keeps what is uploaded."""
+    library = pytest.importorskip("sentence_transformers")
+    from huggingface_hub import HfApi
+
+    hub = tmp_path / "hub"
+
+    def upload(self, *, folder_path, repo_id, **_):
+        assert repo_id == "you/eol"
+        shutil.copytree(folder_path, hub)
+        return SimpleNamespace(commit_url="https://hub.invalid/you/eol")
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, **_: SimpleNamespace(repo_id="you/eol"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    ours = encoder(tmp_path, demonstrations=(ODD,))
+    folder = export_sentence_transformer(ours, tmp_path / "out")
+    model = library.SentenceTransformer(str(folder), device="cpu")
+    model.push_to_hub("you/eol", private=True, local_model_path=str(folder))
+    assert (hub / "README.md").read_text() == (folder / "README.md").read_text()
+    assert not list(hub.rglob("*.py")), "no code is needed to load it"
+    found = library.SentenceTransformer(str(hub), device="cpu").encode(TEXTS)
+    assert relative_error(found, ours.encode(TEXTS)) < 1e-4
