@@ -273,6 +273,8 @@ def score_against_cost(
             linewidth=0.6, s=45, zorder=3, label=label,
         )  # fmt: skip
     ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis("{x:g}")
     ax.margins(0.12, 0.1)
     _place(ax, frame[["cost", "score"]].to_numpy(float), list(frame.index))
     ax.set(title=title, xlabel=xlabel, ylabel=_SCORE)

@@ -422,6 +422,9 @@ def test_tables_choose_the_layer_on_dev_and_report_it_on_test():
         [1, 4], [2, 2], [3, 3],
     ]  # fmt: skip
     assert tables.pareto_front(table["ms"], table["published"]).tolist() == [True, False, False]
+    cost, score = pd.Series({"x": 30.0, "y": 33.0, "z": 60.0}), pd.Series({"x": 5, "y": 6, "z": 6})
+    assert tables.pareto_front(cost, score).tolist() == [False, True, False]
+    assert tables.pareto_front(cost, score, tolerance=0).tolist() == [True, True, False]
     gap = {"model": "m", "layers": "best", "baseline": "prompteol", "method": "a", "n": 9}
     gap |= {"points": 2.0, "low": 1.0, "high": 3.0, "level": 0.95}
     assert str(tables.gains(pd.DataFrame([gap]), "m", "best")["a"]) == "leads by 2.0 [1.0, 3.0]"

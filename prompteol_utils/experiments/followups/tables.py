@@ -95,20 +95,23 @@ def gains(
     return pd.Series(found, dtype=object)
 
 
-def pareto_front(cost: pd.Series, score: pd.Series) -> pd.Series:
+def pareto_front(cost: pd.Series, score: pd.Series, tolerance: float = 0.15) -> pd.Series:
     """Which methods no other one beats: none is as cheap and better, or as good and cheaper.
 
     Args:
         cost: By method.
         score: By method.
+        tolerance: Costs that differ by no more than this share are equal: timings scatter.
 
     Returns:
         bool by method.
     """
     beaten = []
     for one in cost.index:
-        no_worse = (cost <= cost[one]) & (score >= score[one])
-        beaten.append(bool((no_worse & ((cost < cost[one]) | (score > score[one]))).any()))
+        as_cheap = cost <= cost[one] * (1 + tolerance)
+        cheaper = cost < cost[one] / (1 + tolerance)
+        better = score > score[one]
+        beaten.append(bool((as_cheap & better | cheaper & (score >= score[one])).any()))
     return ~pd.Series(beaten, index=cost.index)
 
 
