@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from prompteol_utils.results.published import require_comparable
 
@@ -273,9 +273,10 @@ def score_against_cost(
             linewidth=0.6, s=45, zorder=3, label=label,
         )  # fmt: skip
     ax.set_xscale("log")
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis("{x:g}")
-    ax.margins(0.12, 0.1)
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("{x:g}")
+    ax.margins(0.18, 0.1)
     _place(ax, frame[["cost", "score"]].to_numpy(float), list(frame.index))
     ax.set(title=title, xlabel=xlabel, ylabel=_SCORE)
     _legend(ax, 3)
