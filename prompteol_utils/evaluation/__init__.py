@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "probes": ["ProbeTask", "LinearProbes", "fit_senteval", "lbfgs_probe", "GRID"],
         "retrieval": [
             "BM25",
+            "compare_retrieval",
             "cosine_scores",
             "reciprocal_rank_fusion",
             "retrieval_ranks",

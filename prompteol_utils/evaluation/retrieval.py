@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prompteol_utils.evaluation.significance import Difference
+
 TOP = (1, 10, 100)
 
 
@@ -87,3 +89,35 @@ def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:
     """Accuracy x 100 at 1, 10 and 100, and the median rank."""
     accuracy = {f"accuracy_{top}": 100 * float(np.mean(ranks <= top)) for top in TOP}
     return accuracy | {"median_rank": float(np.median(ranks))}
+
+
+def compare_retrieval(
+    ours: np.ndarray,
+    baseline: np.ndarray,
+    *,
+    top: int = 10,
+    samples: int = 1_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """The difference of two accuracies at `top` on the same queries, with a bootstrap interval.
+
+    Args:
+        ours: (queries,), the ranks of our system.
+        baseline: (queries,), those of the other one.
+        top: Ranks up to this one count as found.
+        samples: How many draws of queries.
+        level: Share of the draws' differences that the interval holds.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: Ranks of different numbers of queries.
+    """
+    ours, baseline = np.asarray(ours) <= top, np.asarray(baseline) <= top
+    if ours.shape != baseline.shape:
+        raise ValueError(f"the same queries are needed, got {len(ours)} and {len(baseline)}")
+    gain = 100.0 * (ours.astype(float) - baseline)
+    drawn = np.random.default_rng(seed).integers(0, len(gain), (samples, len(gain)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(gain[drawn].mean(axis=1), (tail, 1 - tail))
+    return Difference(float(gain.mean()), float(low), float(high), level, len(gain))

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = attach(
             "reproduce_transfer",
             "reproduction_status",
         ],
-        "reverse_dictionary": ["search_dictionary"],
+        "reverse_dictionary": ["labelled_records", "search_dictionary"],
         "vector_search": [
             "open_table",
             "index_tradeoff",

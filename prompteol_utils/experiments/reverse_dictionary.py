@@ -32,14 +32,19 @@ KIND = "reverse_dictionary"
 
 def embed_texts(
     encoder: Encoder, texts: tuple[str, ...], folder: str | os.PathLike
-) -> tuple[np.ndarray, float]:
-    """Embed texts once: float32 (n, d) kept in a folder, resumable, and the seconds of this run."""
+) -> tuple[np.ndarray, dict]:
+    """Embed texts once, resumable: float32 (n, d) kept in a folder, and what it cost.
+
+    The second value is {"seconds": …}, or {} where the vectors were there.
+    """
     stem = Path(folder) / f"{digest(encoder.key)[:12]}-{digest(list(texts))[:12]}"
     with files.atomic_file(source := stem.with_suffix(".txt"), "w") as file:
         file.writelines(f"{text}\n" for text in texts)
-    start = time.perf_counter()
-    encode_file(source, target := stem.with_suffix(".npy"), encoder)
-    return np.load(target, mmap_mode="r"), time.perf_counter() - start
+    target, start = stem.with_suffix(".npy"), time.perf_counter()
+    fresh = not target.exists() and not target.with_name(f"{target.name}.part").exists()
+    encode_file(source, target, encoder)
+    cost = {"seconds": round(time.perf_counter() - start, 2)} if fresh else {}
+    return np.load(target, mmap_mode="r"), cost
 
 
 def search_dictionary(
@@ -87,10 +92,10 @@ def search_dictionary(
     measured = {}
     if encoder is not None:
         queries, _ = embed_texts(encoder, tuple(definitions.values()), folder)
-        documents, seconds = embed_texts(encoder, dictionary.definitions, folder)
+        documents, cost = embed_texts(encoder, dictionary.definitions, folder)
         scores["exact"] = cosine_scores(queries, documents)
         scores["hybrid"] = reciprocal_rank_fusion(scores["exact"], scores["bm25"])
-        measured = {"dimension": encoder.dimension, "seconds": round(seconds, 2)}
+        measured = {"dimension": encoder.dimension, **cost}
     records = []
     for key in wanted:
         ranks = retrieval_ranks(scores[key["method"]], relevant)
@@ -108,3 +113,34 @@ def _keys(dictionary: Dictionary, encoder: Encoder | None, queries: int, seed: i
         return [{"kind": KIND, "method": "bm25", **corpus, "seed": seed}]
     settings = MeasurementKey.of(encoder, kind=KIND, seed=seed).record()
     return [settings | corpus | {"method": method} for method in ("exact", "hybrid")]
+
+
+def labelled_records(path: str | os.PathLike) -> pd.DataFrame:
+    """Read the records of reverse dictionaries, with a name for each system.
+
+    Args:
+        path: A store of records.
+
+    Returns:
+        The newest record of each measurement; `system` says model, prompt, demonstrations and
+        adapter, `search` what was searched with.
+    """
+    table = Store(path).read()
+    table = table[table["kind"] == KIND].copy()
+    searches = {"bm25": "keywords", "exact": "vectors", "hybrid": "vectors and keywords"}
+    table["search"] = table["method"].map(searches)
+    table["system"] = [_system(record) for record in table.to_dict("records")]
+    return table.drop_duplicates(["system", "search", "n", "seed"], keep="last")
+
+
+def _system(record: Mapping) -> str:
+    if record["method"] == "bm25":
+        return "BM25"
+    name = record["model"]
+    if record["prompt"] != "mean" or record["pooling"] != "mean":
+        name += f", {record['prompt']}"
+    elif not name.startswith("all-"):
+        name += ", mean of tokens"
+    if count := len(record["demonstrations"]):
+        name += f" + {count} demonstration{'s' * (count > 1)}"
+    return name + (", fine-tuned" if isinstance(record["adapter"], str) else "")

@@ -7,6 +7,7 @@ import pytest
 
 from prompteol_utils.evaluation import (
     BM25,
+    compare_retrieval,
     cosine_scores,
     reciprocal_rank_fusion,
     retrieval_ranks,
@@ -79,3 +80,15 @@ def test_fusion_needs_no_common_scale_and_ties_gain_nothing():
     found = reciprocal_rank_fusion(meaning, words)[0]
     assert np.allclose(found, reciprocal_rank_fusion(meaning * 9, words * 1e6)[0])
     assert np.allclose(found, 1 / (60 + np.array([3, 1, 2, 4])) + 1 / (60 + np.array([1, 2, 2, 2])))
+
+
+def test_a_difference_is_paired():
+    ours = np.array([1, 2, 3, 40, 50] * 40)
+    baseline = np.array([1, 2, 30, 40, 50] * 40)
+    found = compare_retrieval(ours, baseline)
+    assert found.points == pytest.approx(20) and found.n == 200
+    assert 13 < found.low < 20 < found.high < 27
+    assert compare_retrieval(ours, ours).high == 0
+    assert compare_retrieval(ours, baseline, top=2).points == 0
+    with pytest.raises(ValueError, match="the same queries"):
+        compare_retrieval(ours, baseline[:-1])

@@ -8,7 +8,7 @@ import pytest
 from prompteol_utils.cli.main import main
 from prompteol_utils.data import Dictionary, load_definitions
 from prompteol_utils.encoder import Encoder
-from prompteol_utils.experiments import search_dictionary
+from prompteol_utils.experiments import labelled_records, search_dictionary
 from prompteol_utils.models import load_model, save_tiny
 from prompteol_utils.results import Store
 
@@ -60,6 +60,18 @@ def test_a_measurement_is_not_repeated(encoder, tmp_path, monkeypatch):
     smaller = Dictionary(DICTIONARY.words[:4], DICTIONARY.definitions[:4], "project")
     search_dictionary(smaller, encoder, tmp_path / "vectors", **options)
     assert len(Store(tmp_path / "r.jsonl").rows()) == 4, "another dictionary is another measurement"
+
+
+def test_records_name_their_system(encoder, tmp_path):
+    output = tmp_path / "r.jsonl"
+    options = {"definitions": QUERIES, "output": output}
+    search_dictionary(DICTIONARY, None, tmp_path, **options)
+    search_dictionary(DICTIONARY, encoder, tmp_path / "vectors", **options)
+    Store(output).append({"kind": "other", "versions": {}, "commit": "", "seed": 0})
+    found = labelled_records(output)
+    name = f"{encoder.loaded.name}, prompteol"
+    assert found["system"].tolist() == ["BM25", name, name]
+    assert found["search"].tolist() == ["keywords", "vectors", "vectors and keywords"]
 
 
 def test_keywords_alone_need_no_model(tmp_path):
