@@ -14,13 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIES = "build/nbval"
 PYTHON = sys.executable
 NOISE = "Kernel is running over TCP"
+# Tests of a file share what it loads, so a file stays with one worker.
+WORKERS = str(min(4, os.cpu_count() or 1))
+PARALLEL = ["-n", WORKERS, "--dist", "loadfile"]
 
 STEPS = {
     "ruff check": ["-m", "ruff", "check", "."],
     "ruff format": ["-m", "ruff", "format", "--check", "."],
     "imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
     "notebook rules": ["-m", "tools.notebooks", "check"],
-    "pytest": ["-m", "pytest", "--color=no"],
+    "pytest": ["-m", "pytest", "--color=no", *PARALLEL],
     "notebooks (smoke)": ["-m", "tools.notebooks", "run", "--profile", "smoke"],
     "copies for nbval": ["-m", "tools.notebooks", "copies", COPIES],
     "nbval": [
@@ -32,6 +35,7 @@ STEPS = {
         "-p",
         "no:cacheprovider",
         "--color=no",
+        *PARALLEL,
         COPIES,
     ],
 }
@@ -47,7 +51,8 @@ def step(name: str, command: list[str]) -> tuple[str, float, int, str, list[str]
     """
     print(f"\n=== {name}", flush=True)
     start, summary, failures = time.perf_counter(), "", []
-    env = {
+    env = {"OMP_NUM_THREADS": "1"} if PARALLEL[0] in command else {}
+    env |= {
         "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONUNBUFFERED": "1",
