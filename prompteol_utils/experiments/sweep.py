@@ -81,9 +81,8 @@ def grid(
 
     Returns:
         The records of this grid, old and new, in the grid's order. Beside the STS fields each has
-        sentences (distinct ones that were embedded), memory_before (bytes in use before the model
-        was loaded), memory_loaded, memory_peak (while it was embedding), device, threads and
-        batch_tokens; a failed one has kind "failed" and reason.
+        sentences (distinct ones that were embedded), weight_bytes (of the loaded parameters and
+        buffers), device, threads and batch_tokens; a failed one has kind "failed" and reason.
 
     Raises:
         ValueError: Unknown precision, prompt, task or model; said before any work.
@@ -151,11 +150,11 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         model, precision, task, n, spearman, difference (to the same model, set and prompt in fp32;
-        where that was not measured, in 16 bits), sentences/s, "peak, MB" (above what was in use
-        before the model was loaded), threads, origin and weight_origin; sorted by model (as they
-        come), task and precision. What was not measured is NaN; a failed cell has no line.
+        where that was not measured, in 16 bits), sentences/s, "weights, MB", threads, origin and
+        weight_origin; sorted by model (as they come), task and precision. What was not measured is
+        NaN; a failed cell has no line.
     """
-    needed = ["spearman", "sentences", "seconds", "memory_peak", "memory_before", "threads"]
+    needed = ["spearman", "sentences", "seconds", "weight_bytes", "threads"]
     needed += ["quantization", "dtype", "model", "task", "n", "origin", "weight_origin"]
     rows = rows.reindex(columns=[*rows.columns, *(name for name in needed if name not in rows)])
     rows = rows[rows["spearman"].notna()]
@@ -167,7 +166,7 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     cells = rows.drop_duplicates("cell", keep="last").reset_index(drop=True)
     cells["precision"] = cells["quantization"].fillna(cells["dtype"].replace(DTYPES))
     cells["sentences/s"] = cells["sentences"] / cells["seconds"]
-    cells["peak, MB"] = (cells["memory_peak"] - cells["memory_before"]) / 1e6
+    cells["weights, MB"] = cells["weight_bytes"] / 1e6
     orders = {
         "model": list(dict.fromkeys(cells["model"])),
         "task": list(sts_data.STS_TASKS),
@@ -179,7 +178,7 @@ def by_precision(rows: pd.DataFrame) -> pd.DataFrame:
     full = cells[cells["quantization"].isna()].drop_duplicates("pair").set_index("pair")["spearman"]
     cells["difference"] = cells["spearman"] - cells["pair"].map(full)
     columns = ["model", "precision", "task", "n", "spearman", "difference", "sentences/s"]
-    return cells[[*columns, "peak, MB", "threads", "origin", "weight_origin"]]
+    return cells[[*columns, "weights, MB", "threads", "origin", "weight_origin"]]
 
 
 def planned_key(
@@ -239,7 +238,6 @@ def _run_cells(
     """Load a model once and measure its cells; the model is gone from memory at the end."""
     place = devices.choose_device(options["device"])
     gc.collect()
-    before = devices.memory_in_use(place)
     start = time.perf_counter()
     try:
         loaded = load_model(model, **options)
@@ -253,8 +251,7 @@ def _run_cells(
     facts = {
         "weight_origin": loaded.weight_origin,
         "model_commit": loaded.commit,
-        "memory_before": before,
-        "memory_loaded": devices.memory_in_use(place),
+        "weight_bytes": loaded.model.get_memory_footprint(),
         "device": machine["gpu"] if place.type == "cuda" else machine["cpu"],
         "threads": machine["threads"],
         "batch_tokens": batch_tokens,
@@ -264,7 +261,6 @@ def _run_cells(
 
 
 def _run_cell(encoder: Encoder, pairs: sts_data.Pairs, row: dict, store: Store, place) -> None:
-    devices.reset_peak_memory(place)
     start = time.perf_counter()
     embedded: list[int] = []
 
@@ -281,11 +277,7 @@ def _run_cell(encoder: Encoder, pairs: sts_data.Pairs, row: dict, store: Store, 
         _fail(store, row, str(error), start)
         return
     measured = {name: _number(scores[name]) for name in ("spearman", "spearman_subset_mean")}
-    measured |= {
-        "sentences": embedded[0],
-        "seconds": round(timer.seconds, 2),
-        "memory_peak": devices.peak_memory(place),
-    }
+    measured |= {"sentences": embedded[0], "seconds": round(timer.seconds, 2)}
     store.append(row | measured | provenance(row["seed"]))
     speed = f"{embedded[0] / timer.seconds:.1f} sentences/s"
     print(f"  {row['prompt']} {row['task']}: {measured['spearman']:.2f}, {speed}", flush=True)

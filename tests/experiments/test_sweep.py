@@ -14,7 +14,7 @@ from prompteol_utils.cli.main import main
 from prompteol_utils.data import load_sts
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.experiments import sweep
-from prompteol_utils.models import save_tiny
+from prompteol_utils.models import load_model, save_tiny
 from prompteol_utils.results import Store
 from prompteol_utils.utils import devices
 
@@ -67,8 +67,7 @@ def test_a_cell_is_a_row_of_the_verb_sts(models, tmp_path):
     alone = Store(tmp_path / "sts.jsonl").read()
     pd.testing.assert_frame_equal(scores(grid), scores(alone))
     assert grid["spearman"].nunique() == 2, "two prompts, two scores"
-    # Bytes of a whole process: a tiny model does not raise them in one that held large ones before.
-    assert (grid[["memory_before", "memory_loaded", "memory_peak"]] > 10**7).all(axis=None)
+    assert (grid["weight_bytes"] == load_model(models[0]).model.get_memory_footprint()).all()
     assert (grid["sentences"] > 40).all() and (grid["batch_tokens"].isna()).all()
     before = (tmp_path / "sts.jsonl").read_bytes()
     again = experiments.grid(
@@ -215,9 +214,8 @@ def test_precisions_stand_beside_fp32_and_gaps_stay_gaps(tmp_path):
         [0, score[1] - score[0], 0, score[3] - score[2]]
     )
     assert table["difference"].ne(0).sum() == 2 and table["sentences/s"].gt(0).all()
-    assert (
-        table["peak, MB"].notna().all()
-    )  # a tiny model's is lost in what the process gives back meanwhile, and may be negative
+    nf4 = table["precision"].eq("nf4")
+    assert (table["weights, MB"][nf4].to_numpy() < table["weights, MB"][~nf4].to_numpy()).all()
     without = rows[~(rows["model"].eq("b") & rows["quantization"].isna())]
     assert experiments.by_precision(without)["difference"].isna().tolist() == [
         True,
@@ -237,9 +235,9 @@ def test_precisions_stand_beside_fp32_and_gaps_stay_gaps(tmp_path):
     assert len(other) == 8 and other["difference"].abs().max() == table["difference"].abs().max(), (
         "each sample has its own fp32"
     )
-    fields = ["memory_peak", "memory_before", "sentences", "threads"]
+    fields = ["weight_bytes", "sentences", "threads"]
     assert experiments.by_precision(rows.drop(columns=fields))["sentences/s"].isna().all(), (
-        "rows of the verb sts have no memory"
+        "records of the command sts have no speed"
     )
     failed = rows.assign(spearman=float("nan"), kind="failed")
     assert (
