@@ -1,5 +1,7 @@
 """A served folder answers the openai client with the vectors of its encoder."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +35,8 @@ def served(tmp_path_factory):
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "prompteol_utils", "serve", "--device", "cpu"]
     command += ["--model", str(folder / "out"), "--name", "tiny", "--port", port]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
         assert process.poll() is None, "the server stopped"
@@ -43,7 +46,7 @@ def served(tmp_path_factory):
         except OSError:
             time.sleep(0.5)
     yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0), encoder
-    process.terminate()
+    os.killpg(process.pid, signal.SIGKILL)  # its workers are processes, too
     process.wait(30)
 
 
