@@ -11,7 +11,6 @@ Ray comes with the extra `scale`.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -52,16 +51,16 @@ class ShardEncoder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from prompteol_utils.utils import files
+
         sizes = []
         for name in batch["shard"]:
             sentences = pq.read_table(str(name))["sentence"].to_pylist()
             vectors = self.encoder.encode(sentences, show_progress_bar=False)
             flat = pa.array(vectors.ravel(), pa.float32())
             column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-            target = self.output / Path(str(name)).name
-            part = target.with_name(f".{target.name}.{os.getpid()}")
-            pq.write_table(pa.table({"sentence": sentences, "embedding": column}), part)
-            os.replace(part, target)
+            with files.atomic_file(self.output / Path(str(name)).name) as target:
+                pq.write_table(pa.table({"sentence": sentences, "embedding": column}), target)
             sizes.append(len(sentences))
         return {"shard": batch["shard"], "n": sizes}
 

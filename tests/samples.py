@@ -1,4 +1,7 @@
-"""What several tests read: a record of results, words for made-up sentences."""
+"""What several tests read: a record of results, words for made-up sentences, scripts."""
+
+import importlib.util
+from pathlib import Path
 
 RECORD = {
     "model": "opt-125m",
@@ -39,3 +42,11 @@ WORDS = [
     "winter",
     "market",
 ]
+
+
+def load_script(path: Path):
+    """Import a script that is no part of a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

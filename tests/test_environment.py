@@ -4,7 +4,6 @@ Conda itself is not run here; only its file is compared.
 """
 
 import contextlib
-import importlib.util
 import re
 import sys
 import tomllib
@@ -15,6 +14,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from samples import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = (ROOT / "requirements-torch.lock").read_text()
@@ -31,10 +31,7 @@ HERE = {
 
 def tool(name: str):
     """A script of tools/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "tools" / f"{name}.py")
 
 
 def pins(lines) -> dict[str, str]:

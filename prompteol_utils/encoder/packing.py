@@ -167,7 +167,7 @@ def _running(backbone: torch.nn.Module, batch: _Batch) -> Iterator[None]:
         if config is not None
     }
     if batch.last is not None:
-        layer = _last_layer(backbone)
+        layer = decoder_layers(backbone)[-1]
         changes["last layer", id(layer)] = partial(_hook_last_layer, layer)
     with patched(changes), _kernels(backbone.device):
         outer = _thread.batch  # of an encode from whose forward hook this one was called
@@ -215,11 +215,16 @@ def _own(functions, config) -> Callable:
     return functions[name]
 
 
-def _last_layer(backbone: torch.nn.Module) -> torch.nn.Module:
+def decoder_layers(backbone: torch.nn.Module) -> torch.nn.ModuleList:
+    """The list of a backbone's layers.
+
+    Raises:
+        CannotPackError: There is none of the configured length.
+    """
     depth = backbone.config.get_text_config().num_hidden_layers
     for module in backbone.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            return module[-1]
+            return module
     raise CannotPackError(f"{type(backbone).__name__} has no list of its {depth} layers")
 
 

@@ -30,6 +30,12 @@ class BadSentenceError(ValueError):
         self.embeddings = None
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def token_ids(loaded: LoadedModel, texts: Sequence[str], drop_end: bool = False) -> list[list[int]]:
     """Tokenise whole prompts as the model expects them (with its begin token, if it has one).
 
@@ -99,9 +105,7 @@ class PromptTokenizer:
         # The prefix alone is a bound: a lone sentence shares all of its tokens with itself.
         alone = token_ids(self.loaded, [self.prompt.prefix], drop_end=True)[0]
         shared = [alone[: min(map(len, ids)) - 1], *ids]
-        low, high = min(shared), max(shared)  # what these two share, all between them share
-        pairs = enumerate(zip(low, high, strict=False))
-        return next((place for place, (a, b) in pairs if a != b), min(len(low), len(high)))
+        return common_prefix(min(shared), max(shared))  # all between these two share it as well
 
     def _whole(self, sentences: Sequence[str]) -> list[list[int]]:
         """Tokenise prompts, without their unchanging head where that is seen to be the same."""

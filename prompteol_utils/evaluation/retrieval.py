@@ -118,6 +118,4 @@ def compare_retrieval(
         raise ValueError(f"the same queries are needed, got {len(ours)} and {len(baseline)}")
     gain = 100.0 * (ours.astype(float) - baseline)
     drawn = np.random.default_rng(seed).integers(0, len(gain), (samples, len(gain)))
-    tail = (1 - level) / 2
-    low, high = np.quantile(gain[drawn].mean(axis=1), (tail, 1 - tail))
-    return Difference(float(gain.mean()), float(low), float(high), level, len(gain))
+    return Difference.resampled(gain.mean(), gain[drawn].mean(axis=1), level, len(gain))

@@ -27,6 +27,15 @@ class Difference:
     level: float
     n: int
 
+    @classmethod
+    def resampled(
+        cls, points: float, differences: np.ndarray, level: float, n: int
+    ) -> "Difference":
+        """Make one with the percentile interval of resampled differences."""
+        tail = (1 - level) / 2
+        low, high = np.quantile(differences, (tail, 1 - tail))
+        return cls(float(points), float(low), float(high), level, n)
+
     def __str__(self) -> str:
         """The verdict in words, such as "leads by 2.1 [0.4, 3.9]"."""
         interval = f"[{self.low:.1f}, {self.high:.1f}]"
@@ -83,6 +92,4 @@ def compare_scores(
         differences.append(scores[0] - scores[1])
     if sum(map(len, differences)) < samples / 2:
         raise ValueError(f"{len(gold)} pairs are too few or too alike for a bootstrap interval")
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(differences), (tail, 1 - tail))
-    return Difference(points, float(low), float(high), level, len(gold))
+    return Difference.resampled(points, np.concatenate(differences), level, len(gold))

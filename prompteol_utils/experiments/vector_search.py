@@ -176,10 +176,8 @@ def measure_index(
     settings = MeasurementKey.of(encoder, kind=KIND, seed=seed).record()
     key = settings | {"n": len(dictionary), "origin": dictionary.origin}
     store = Store(output) if isinstance(output, str | os.PathLike) else output
-    if store and store.done(key):
-        lines = store.read()
-        same = [all(row.get(name) == value for name, value in key.items()) for row in store.rows()]
-        return lines[same]
+    if store and (found := store.find_all(key)):
+        return pd.DataFrame(found)
     queries, _ = embed_texts(encoder, tuple(definitions.values()), folder)
     documents, _ = embed_texts(encoder, dictionary.definitions, folder)
     database = Path(folder) / "lancedb"

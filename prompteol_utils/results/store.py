@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -223,6 +223,14 @@ class Store:
                 None a field that the record lacks.
             failed: Look among the failed measurements instead of the finished ones.
         """
+        return next(self._matching(key, failed), None)
+
+    def find_all(self, key: MeasurementKey | Mapping) -> list[dict]:
+        """All finished records that agree with every field of `key`, as `find` sees it."""
+        return [*self._matching(key, failed=False)][::-1]
+
+    def _matching(self, key: MeasurementKey | Mapping, failed: bool) -> Iterator[dict]:
+        """The newest first."""
         fields = key.record() if isinstance(key, MeasurementKey) else key
         if not fields:
             raise ValueError("a key needs at least one field, such as {'model': 'opt-125m'}")
@@ -234,8 +242,7 @@ class Store:
             if (record.get("kind") == "failed") == failed and all(
                 record.get(name) == value for name, value in wanted.items()
             ):
-                return dict(record)
-        return None
+                yield dict(record)
 
     def done(self, key: MeasurementKey | Mapping) -> bool:
         """Whether `find` has a finished measurement; one that failed is not done."""

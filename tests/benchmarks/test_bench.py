@@ -2,7 +2,6 @@
 are the model's.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samples import load_script
 
 from prompteol_utils.results import provenance
 
@@ -18,12 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(name: str):
-    spec = importlib.util.spec_from_file_location(
-        f"bench_{name}", ROOT / "benchmarks" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / f"{name}.py")
 
 
 @pytest.fixture

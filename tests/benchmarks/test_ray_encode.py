@@ -1,6 +1,5 @@
 """benchmarks/ray_encode.py: the vectors of `Encoder`, resumed shard by shard, here and on Ray."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from samples import load_script
 
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.models import load_model, save_tiny
@@ -22,10 +22,7 @@ SHARDS = {f"{at:03}.parquet": [f"Sentence {at} of part {k}." for k in range(5)] 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ray_encode", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

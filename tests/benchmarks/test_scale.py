@@ -2,11 +2,11 @@
 again, its table and figure.
 """
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from samples import load_script
 
 from prompteol_utils.models import save_tiny
 from prompteol_utils.results import Store
@@ -16,10 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"
 
 @pytest.fixture(scope="module")
 def scale():
-    spec = importlib.util.spec_from_file_location("scale", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_sentences_are_different_short_and_the_same_for_every_size(scale):

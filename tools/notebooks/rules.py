@@ -200,13 +200,15 @@ def clean(names: Sequence[str | os.PathLike] = ()) -> list[Path]:
 def strip(names: Sequence[str | os.PathLike] = ()) -> list[Path]:
     """Scrub notebooks in place and take their outputs out; returns those that changed."""
 
-    def emptied(nb):
-        for cell in nb.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        return strip_volatile_metadata(nb)
+    return _rewrite(names, lambda nb: strip_volatile_metadata(clear_outputs(nb)))
 
-    return _rewrite(names, emptied)
+
+def clear_outputs(nb):
+    """Take the outputs out of a notebook, in place; returns it."""
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nb
 
 
 def _rewrite(names, change) -> list[Path]:

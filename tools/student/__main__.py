@@ -49,10 +49,8 @@ def student_notebook(nb, name: str):
     for cell in nb.cells:
         cell.metadata.pop("right_answer", None)
         cell.metadata.pop("wrong_answer", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     rules.tagged(nb, "header")[0].source += NOTE.format(name=name)
-    return nb
+    return rules.clear_outputs(nb)
 
 
 def make(target: Path = TARGET, lessons: list[Path] | None = None) -> Path:

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
-from prompteol_utils.encoder import batching
-from prompteol_utils.encoder.backbone import Backbone, eval_mode, max_positions
+from prompteol_utils.encoder import batching, packing
+from prompteol_utils.encoder.backbone import Backbone, eval_mode, find_backbone, max_positions
 from prompteol_utils.encoder.onednn import fast_linear
 from prompteol_utils.models.loading import LoadedModel
 
@@ -40,12 +40,10 @@ def decoder_layers(loaded: LoadedModel) -> torch.nn.ModuleList:
     Raises:
         ValueError: There is none of the configured length.
     """
-    backbone = Backbone(loaded.model)
-    depth = backbone.num_hidden_states - 1
-    for module in backbone.module.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            return module
-    raise ValueError(f"{loaded.name} has no list of its {depth} layers to hook into")
+    try:
+        return packing.decoder_layers(find_backbone(loaded.model))
+    except packing.CannotPackError as error:
+        raise ValueError(f"{loaded.name} cannot be hooked into: {error}") from None
 
 
 def layer_of(loaded: LoadedModel, index: int, method: str) -> torch.nn.Module:
@@ -70,10 +68,8 @@ def attention_output(layer: torch.nn.Module, name: str) -> torch.nn.Module:
     """
     for module in layer.modules():
         if hasattr(module, "is_causal"):
-            linear = [
-                child for child in module.children() if getattr(child, "weight", None) is not None
-                and child.weight.ndim == 2
-            ]  # fmt: skip
+            weights = [(child, getattr(child, "weight", None)) for child in module.children()]
+            linear = [child for child, one in weights if one is not None and one.ndim == 2]
             if linear:
                 return linear[-1]
     raise ValueError(f"{name} has no attention in this layer whose output could be changed")

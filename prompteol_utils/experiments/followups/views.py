@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from prompteol_utils.encoder.encoder import Encoder
-from prompteol_utils.encoder.tokenization import PromptTokenizer, token_ids
+from prompteol_utils.encoder.tokenization import PromptTokenizer, common_prefix, token_ids
 from prompteol_utils.experiments.followups import hooked
 from prompteol_utils.experiments.followups.prompts import ECHO, IRRELEVANT
 from prompteol_utils.models.loading import LoadedModel
@@ -63,7 +63,7 @@ class Echo:
         starts = self.template.rpartition("{0}")[0].rstrip()
         ids = token_ids(loaded, [self.template.format(one) for one in sentences], drop_end=True)
         heads = token_ids(loaded, [starts.format(one) for one in sentences], drop_end=True)
-        spans = [len(one) - _shared(one, head) for one, head in zip(ids, heads, strict=True)]
+        spans = [len(one) - common_prefix(one, head) for one, head in zip(ids, heads, strict=True)]
 
         def run(batch: list[int]) -> list[torch.Tensor]:
             states = backbone.states(
@@ -183,8 +183,10 @@ class Contrastive:
         index = round(depth * 4 / 32) if self.layer is None else self.layer
         layer = hooked.layer_of(loaded, index, "Contrastive Prompting")
         projection = hooked.attention_output(layer, loaded.name)
-        ids, other = (self._tokens(loaded, prompt, sentences) for prompt in
-                      (self.prompt, self.auxiliary))  # fmt: skip
+        ids, other = (
+            PromptTokenizer(loaded, prompt, True, None, None)(sentences)
+            for prompt in (self.prompt, self.auxiliary)
+        )
 
         def run(batch: list[int]) -> list[torch.Tensor]:
             last, aux_last = (
@@ -219,13 +221,3 @@ class Contrastive:
             return self.strength * difference
         lengths = own.norm(dim=-1, keepdim=True), difference.norm(dim=-1, keepdim=True)
         return difference * lengths[0] / lengths[1].clamp(min=1e-7)
-
-    def _tokens(self, loaded: LoadedModel, prompt: Prompt, sentences: Sequence[str]):
-        tokenize = PromptTokenizer(loaded, prompt, True, None, None)
-        return tokenize(sentences)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
