@@ -341,19 +341,6 @@ def histogram(
     return _clean(ax)
 
 
-def alt_text(ax: Axes, finding: str = "") -> str:
-    """Describe a figure in words, for readers who do not see it.
-
-    Args:
-        ax: An Axes that a function of this module has drawn.
-        finding: What the figure shows, in a sentence of your own; it comes first.
-    """
-    _, labels = ax.get_legend_handles_labels()
-    axes = f"{ax.get_ylabel()} by {ax.get_xlabel()}" if ax.get_ylabel() else ax.get_xlabel()
-    parts = [finding, ax.get_title(), axes, ", ".join(labels)]
-    return " ".join(" ".join(part.split()).rstrip(".") + "." for part in parts if part)
-
-
 def _published(
     ax: Axes, frame: pd.DataFrame, paper: pd.DataFrame | None, tasks: list[str]
 ) -> pd.DataFrame:

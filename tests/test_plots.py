@@ -297,14 +297,6 @@ def test_two_dtypes_of_a_model_are_not_one_figure():
     plots.score_bars(plt.figure().subplots(), frame, by="dtype")
 
 
-def test_alt_text_says_what_the_axes_show():
-    frame = pd.DataFrame({"prompt": ["mean", "last"], "task": "stsb", "spearman": [50.0, 60.0]})
-    text = plots.alt_text(plots.score_bars(plt.figure().subplots(), frame), "The mean is worse")
-    assert text == (
-        "The mean is worse. Semantic textual similarity. Spearman's ρ × 100 by task. mean, last."
-    )
-
-
 def test_score_against_cost_joins_the_methods_that_none_beats():
     frame = pd.DataFrame({"cost": [10, 20, 30, 80], "score": [60, 70, 65, 72]}, index=list("abcd"))
     _, ax = plt.subplots()

@@ -81,23 +81,7 @@ def _prepare_cell(notebook, cell) -> None:
     if "setup" in tags:
         tags.append("hide-input")
     if any("image/png" in output.get("data", {}) for output in cell.outputs):
-        cell.metadata["mystnb"] = {"image": {"alt": alt_text(notebook, cell)}}
-
-
-def alt_text(notebook, cell) -> str:
-    """What a figure shows: the cell's own text, else the sentence "*Figure: …*" in the text below
-    it, else the titles and axes that its code names.
-    """
-    if given := cell.metadata.get("alt"):
-        return given
-    below = notebook.cells[notebook.cells.index(cell) + 1 :]
-    text = next((one.source for one in below if one.cell_type == "markdown"), "")
-    if found := re.search(r"\*Figure: ([^*]+)\*", text):
-        return found.group(1).strip()
-    names = r"(?:set_title|suptitle|set_xlabel|set_ylabel|title=|xlabel=|ylabel=)"
-    named = re.findall(names + r"\(?f?[\"']([^\"']+)", cell.source)
-    named += re.findall(r"plots\.\w+\([^\"\n]*\"([^\"]+)", cell.source)
-    return "Figure: " + "; ".join(dict.fromkeys(named)) if named else "Figure of the cell above"
+        cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
 
 
 def _links(text: str) -> str:

@@ -301,6 +301,7 @@ BREAKS = [
         lambda nb: nb.cells[4].update(source="\n".join(f"a{i} = {i}" for i in range(13))),
     ),
     ("bytes, more than", lambda nb: _output(nb).data.update({"image/png": "A" * 300_001})),
+    ("figure without words", lambda nb: _output(nb).data.update({"image/png": "A"})),
     ("kernelspec", lambda nb: nb.metadata.kernelspec.update(name="my-env")),
     ("not a title", lambda nb: nb.cells[0].update(source="Some text")),
     (

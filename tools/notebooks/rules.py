@@ -22,6 +22,7 @@ COMPARED = (
     "nbval-check-output"  # the tag that nbval looks for: this cell's stored output is compared
 )
 MAX_LINES, MAX_IMPORTS, MAX_BYTES = 12, 8, 300_000
+MIN_ALT = 40  # characters that say what a figure shows
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 CELL_METADATA = (
@@ -276,6 +277,9 @@ def _cell_problems(cell, mend: str) -> Iterator[str]:
             f"{len(lines)} lines of code, more than {MAX_LINES}: move plumbing into the package, "
             "or tell it in two steps"
         )
+    figure = any("image/png" in output.get("data", {}) for output in cell.outputs)
+    if figure and len(cell.metadata.get("alt", "")) < MIN_ALT:
+        yield "a figure without words: say what it shows in the cell's metadata, as `alt`"
     for output in cell.outputs:
         if output.get("name") == "stderr":
             yield f"an stderr output; {mend}"

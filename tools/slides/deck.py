@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools import site
 from tools.notebooks import rules
 
 SOURCES = rules.ROOT / "docs" / "slides"
@@ -67,7 +66,7 @@ def _resolve(nb, found: re.Match, name: str) -> str:
     if cell is None:
         raise SlideError(f"{name}: no cell {found['id']!r} in the lesson: {found.group()}")
     kinds = {
-        "figure": lambda cell, _: _figure(nb, cell),
+        "figure": lambda cell, _: _figure(cell),
         "table": _table,
         "output": _output,
         "code": lambda cell, _: f"```python\n{cell.source}\n```",
@@ -90,8 +89,8 @@ def _data(cell, kind: str) -> Iterator[str]:
             yield output.data[kind]
 
 
-def _figure(nb, cell) -> str:
-    alt = html.escape(site.alt_text(nb, cell), quote=True)
+def _figure(cell) -> str:
+    alt = html.escape(cell.metadata["alt"], quote=True)
     pictures = [f"data:image/png;base64,{png.strip()}" for png in _data(cell, "image/png")]
     return "\n".join(f'<img class="figure" alt="{alt}" src="{png}">' for png in pictures)
 
