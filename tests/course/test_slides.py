@@ -42,7 +42,7 @@ def lesson(tmp_path):
     cells = [
         new_markdown_cell(text, id="header"),
         new_code_cell("x = 1", id="table", outputs=[table]),
-        new_code_cell("ax.set_title('Cosines')", id="picture", outputs=[picture]),
+        new_code_cell("x", id="picture", outputs=[picture], metadata={"alt": "Two <b>"}),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "00_x.ipynb")
     return tmp_path / "00_x.ipynb"
@@ -60,7 +60,7 @@ def test_what_a_reference_becomes(lesson):
     assert built(lesson, "![code](cell:table)") == "```python\nx = 1\n```"
     assert built(lesson, "![output](cell:table)") == "```text\na b\n```"
     figure = built(lesson, "![figure](cell:picture)")
-    assert 'alt="Figure: Cosines"' in figure and "base64,QUJD" in figure
+    assert 'alt="Two &lt;b&gt;"' in figure and "base64,QUJD" in figure
     table = built(lesson, "![table rows=1 columns=b](cell:table)")
     assert "cat" in table and "dog" not in table and "1.5" not in table and "style" not in table
 

@@ -90,7 +90,7 @@ def _data(cell, kind: str) -> Iterator[str]:
 
 
 def _figure(cell) -> str:
-    alt = html.escape(cell.metadata["alt"], quote=True)
+    alt = html.escape(cell.metadata.get("alt", ""), quote=True)
     pictures = [f"data:image/png;base64,{png.strip()}" for png in _data(cell, "image/png")]
     return "\n".join(f'<img class="figure" alt="{alt}" src="{png}">' for png in pictures)
 
