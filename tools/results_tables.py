@@ -356,10 +356,36 @@ def shots() -> str:
     )
 
 
+def followups() -> str:
+    """Methods after PromptEOL: two layers, the gain at the same layer, the cost of a sentence."""
+    from prompteol_utils.experiments.followups import tables
+    from prompteol_utils.results import Store
+
+    rows = Store(RESULTS / "followups.jsonl").read()
+    records, differences = (
+        rows[rows["kind"].eq(kind)] for kind in ("followup", "followup_difference")
+    )
+    lines = []
+    for model in dict.fromkeys(records["model"]):
+        gained = tables.gains(differences, model)
+        for method, row in tables.summary(records, model).iterrows():
+            gap = gained.get(method)
+            change = "–" if gap is None else f"{gap.points:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
+            layers = [
+                "–" if pd.isna(row[layer]) else f"{row[score]:.1f} ({row[layer]:.0f})"
+                for score, layer in (("published", "layer"), ("best", "best_layer"))
+            ]
+            cost = [f"{row['passes']:g}", f"{row['ms']:.0f}", f"{row['n']:.0f}"]
+            lines.append([model, method, *layers, change, *cost])
+    columns = ["model", "method", "its authors' layer", "best layer on dev", "against PromptEOL"]
+    return markdown([*columns, "passes", "CPU ms", "pairs"], lines, left=2)
+
+
 def render(text: str) -> str:
     """A document with every block made anew; a block is named after the function that makes it."""
-    makers = (prompts, sts, search, transfer, dtypes, speed, bench, profile, train, scale, shots)
-    makers = {maker.__name__: maker for maker in makers}
+    results = (prompts, sts, search, transfer, followups, dtypes)
+    costs = (speed, bench, profile, train, scale, shots)
+    makers = {maker.__name__: maker for maker in results + costs}
     return BLOCK.sub(lambda match: f"{match[1]}{makers[match[2]]()}{match[3]}", text)
 
 
