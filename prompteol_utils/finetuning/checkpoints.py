@@ -1,6 +1,7 @@
 """The folder of one training run: its identity, and its last good checkpoint."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from prompteol_utils.utils import files
 
 _RUN, _CHECKPOINT, _BATCH = "run.json", "checkpoint.pt", "bad_batch.json"
 _MAY_CHANGE = {"save_every", "max_steps", "epochs"}  # how far and how safely, not what is computed
+log = logging.getLogger(__name__)
 
 
 def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
     """Take a folder for a run, or find it taken by the same run.
+
+    A run that was killed before its first checkpoint has left nothing that another could destroy:
+    its folder is free, and that is said.
 
     Args:
         out: The folder; made if missing.
@@ -27,10 +32,13 @@ def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
             Nothing is overwritten.
     """
     out, run = Path(out), json.loads(json.dumps(run))  # as a file gives them back
+    kept = _kept(out)
     if (out / _RUN).is_file():
         before = json.loads((out / _RUN).read_text(encoding="utf-8"))
         names = [name for name in before | run if before.get(name) != run.get(name)]
-        if not _MAY_CHANGE.issuperset(names):
+        if not kept:
+            log.warning("the run that had %s ended before its first checkpoint: it is free", out)
+        elif not _MAY_CHANGE.issuperset(names):
             changed = "; ".join(
                 f"{name} was {before.get(name)!r:.80}, now {run.get(name)!r:.80}" for name in names
             )
@@ -40,7 +48,7 @@ def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
             )
         if not names:
             return out
-    elif out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir()):
+    elif kept:
         raise ValueError(
             f"{str(out)!r} holds files that are no training run; choose another folder"
         )
@@ -51,8 +59,14 @@ def init_run_dir(out: str | os.PathLike, run: dict) -> Path:
 
 def leave(out: Path) -> None:
     """Give the folder free again where no checkpoint was reached: nothing of the run is there."""
-    if not (out / _CHECKPOINT).is_file():
+    if not _kept(out):
         (out / _RUN).unlink(missing_ok=True)
+
+
+def _kept(out: Path) -> list[str]:
+    """What a folder holds besides a run's identity; locks and half-written files are hidden."""
+    found = [file.name for file in out.iterdir()] if out.is_dir() else []
+    return [name for name in found if name != _RUN and not name.startswith(".")]
 
 
 def save(out: Path, state: dict) -> None:

@@ -308,6 +308,30 @@ def test_killed_run_goes_on_with_the_same_losses(base, dev, tmp_path, one_thread
     assert weights[0] == weights[1]
 
 
+def test_a_run_killed_before_its_first_checkpoint_leaves_its_folder_free(
+    base, tmp_path, one_thread, caplog
+):
+    """Free for other settings; not while its process lives, and not once there is a checkpoint."""
+    slow = {"batch_size": 2, "save_every": 1_000, "max_steps": 1_000}
+    encoder, out = Encoder(load_model(base)), tmp_path / "run"
+    run = start(base, out, slow, None)
+    while not (out / "run.json").is_file():
+        assert os.waitpid(run, os.WNOHANG) == (0, 0), "it ended by itself"
+        time.sleep(0.02)
+    try:
+        with pytest.raises(files.CacheError, match=f"still in use by process {run}"):
+            finetune(encoder, triplets(), config(max_steps=2), out)
+    finally:
+        os.kill(run, signal.SIGKILL)
+        os.waitpid(run, 0)
+    assert [file.name for file in out.iterdir() if file.suffix != ".lock"] == ["run.json"]
+    finetune(encoder, triplets(), config(max_steps=2), out)
+    assert "ended before its first checkpoint" in caplog.text
+    assert adapters.read(out)["finished"]
+    with pytest.raises(ValueError, match="holds another run"):
+        finetune(encoder, triplets(), config(max_steps=2, learning_rate=0.1), out)
+
+
 def test_a_resume_that_forgets_the_optimiser_is_seen(base, tmp_path, monkeypatch):
     """The comparison above can tell: it fails for a run whose optimiser starts anew."""
     encoder = Encoder(load_model(base))
