@@ -2,6 +2,7 @@
 
 import os
 
+import huggingface_hub
 import pytest
 
 from prompteol_utils.data import senteval
@@ -24,10 +25,11 @@ def pytest_runtest_setup(item) -> None:
 def without_senteval(monkeypatch, tmp_path):
     """No folder, no hub: the sets written for this project; a cache of the test's own."""
 
-    def fail(*name):
-        raise ConnectionError("no network here")
+    def fail(*arguments, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not in the hub's cache")
 
     monkeypatch.delenv(senteval.VARIABLE, raising=False)
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(senteval, "_failure", None)
-    monkeypatch.setattr(senteval, "_download", fail)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(senteval, "failure", None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)

@@ -135,7 +135,7 @@ def test_labels_of_the_map_do_not_overlap(ax):
         (i, j)
         for i in range(6)
         for j in range(i)
-        if plots._overlap(boxes[i].extents, boxes[j].extents) > 0
+        if mpl.transforms.Bbox.intersection(boxes[i], boxes[j]) is not None
     ]
 
 

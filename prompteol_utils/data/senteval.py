@@ -17,8 +17,9 @@ VARIABLE = "PROMPTEOL_SENTEVAL"
 # Named in SimCSE: SentEval/data/downstream/download_dataset.sh
 _REPO = "princeton-nlp/datasets-for-simcse"
 _ARCHIVE = "senteval.tar"
-_WAIT = 4.0  # seconds for "is the hub there?"; its own download function keeps trying for 23
-_failure: str | None = None  # why the hub did not help: a process waits for it only once
+WAIT = 4.0  # seconds for "is the hub there?"; its own download function keeps trying for 23
+# Why the hub did not help: a process waits for it only once. None: it is asked again.
+failure: str | None = None
 
 
 class Unreachable(FileNotFoundError):
@@ -79,12 +80,12 @@ def hub_file(name: str) -> str:
     Raises:
         Unreachable: It is not in the cache and the hub is out of reach.
     """
-    global _failure
+    global failure
     try:
         return _download(name)
     except ConnectionError as error:
-        _failure = str(error)
-        raise Unreachable(f"no {name} of the hub's {_REPO}: {_failure}") from None
+        failure = str(error)
+        raise Unreachable(f"no {name} of the hub's {_REPO}: {failure}") from None
 
 
 def hub_folder() -> Path:
@@ -93,17 +94,17 @@ def hub_folder() -> Path:
     Raises:
         Unreachable: It is not in the cache and the hub is out of reach.
     """
-    global _failure
+    global failure
     target = files.cache_folder() / "senteval"
     if not target.is_dir():
         try:
-            if _failure:
-                raise ConnectionError(_failure)
+            if failure:
+                raise ConnectionError(failure)
             archive = _download()
         except ConnectionError as error:
-            _failure = str(error)
+            failure = str(error)
             raise Unreachable(
-                f"no SentEval data: {_failure}. Go online once (the hub's {_REPO}, {_ARCHIVE}, is "
+                f"no SentEval data: {failure}. Go online once (the hub's {_REPO}, {_ARCHIVE}, is "
                 "then kept), or fetch SentEval's data elsewhere (SimCSE's repository, "
                 f"SentEval/data/downstream/download_dataset.sh) and set {VARIABLE}, or pass root=, "
                 "to the folder that holds STS/ and SICK/"
@@ -162,8 +163,8 @@ def _download(name: str = _ARCHIVE) -> str:
         return huggingface_hub.hf_hub_download(**wanted, local_files_only=True)
     except errors.LocalEntryNotFoundError:
         pass
-    if _failure:  # asked before in this process
-        raise ConnectionError(_failure)
+    if failure:  # asked before in this process
+        raise ConnectionError(failure)
     variable = os.environ.get("HF_HUB_OFFLINE", "").upper()
     if constants.HF_HUB_OFFLINE or variable in ("1", "ON", "YES", "TRUE"):
         raise ConnectionError("HF_HUB_OFFLINE is set, so the hub was not asked")
@@ -184,17 +185,17 @@ def _ask_hub(endpoint: str) -> None:
     """
     from huggingface_hub.utils import get_session
 
-    outcome = [f"{endpoint} did not answer within {_WAIT:g} s"]
+    outcome = [f"{endpoint} did not answer within {WAIT:g} s"]
 
     def ask():
         try:
-            get_session().head(endpoint, timeout=_WAIT)
+            get_session().head(endpoint, timeout=WAIT)
             outcome[0] = ""
         except Exception as error:  # the HTTP library's own classes; each means "not in reach"
             outcome[0] = f"{endpoint} cannot be reached ({error})"
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(_WAIT)
+    thread.join(WAIT)
     if outcome[0]:
         raise ConnectionError(outcome[0])

@@ -142,7 +142,7 @@ def _read_wheels() -> dict[str, tuple[Wheel, ...]]:
     return wheels
 
 
-def _read(path: Path = TABLE) -> dict[str, ModelSpec]:
+def read_table(path: Path = TABLE) -> dict[str, ModelSpec]:
     """Return all entries of the table by name.
 
     Raises:
@@ -182,7 +182,7 @@ def _entry(entry: dict, numbers: list, texts: list, wheels: dict, taken: set) ->
     )
 
 
-MODELS: dict[str, ModelSpec] = _read()
+MODELS: dict[str, ModelSpec] = read_table()
 
 
 def get_spec(name: str) -> ModelSpec:

@@ -197,8 +197,6 @@ def test_rule_holds(rule, rows):
 
 
 def test_merged_set_is_whole_and_the_only_copy():
-    if not (DATA / "mini_sts.csv").exists():
-        pytest.skip("the parts are not merged yet")
     rows = read(DATA / "mini_sts.csv", COLUMNS)
     assert len(rows) >= 1000, f"mini_sts.csv: {len(rows)} pairs; at least 1,000"
     halves = Counter(row["split"] for row in rows)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -85,8 +86,10 @@ def make_transfer(root: Path) -> Path:
 def alone(monkeypatch, tmp_path):
     monkeypatch.delenv(senteval.VARIABLE, raising=False)
     monkeypatch.setenv("PROMPTEOL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(senteval, "_failure", None)
-    monkeypatch.setattr(senteval, "_download", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(senteval, "failure", None)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda **options: pytest.fail("the hub was asked")
+    )
 
 
 def test_files_are_read_to_the_letter(tmp_path):
@@ -195,11 +198,7 @@ def test_wrong_arguments_say_what_is_allowed(tmp_path):
 # --- the mini sets
 
 
-def test_without_senteval_the_mini_set_is_read(tmp_path, monkeypatch):
-    def fail():
-        raise ConnectionError("no network here")
-
-    monkeypatch.setattr(senteval, "_download", fail)
+def test_without_senteval_the_mini_set_is_read(tmp_path, monkeypatch, without_senteval):
     monkeypatch.setattr(
         load_mini_transfer,
         "__kwdefaults__",

@@ -238,7 +238,8 @@ def test_a_torch_without_the_operator_takes_the_public_path(model, monkeypatch):
 @pytest.fixture
 def four_bit():
     """Two 4-bit layers with the reference's settings."""
-    bnb = pytest.importorskip("bitsandbytes")
+    import bitsandbytes as bnb
+
     torch.manual_seed(0)
     layers = [
         bnb.nn.Linear4bit(64, 128, True, torch.float32, quant_type="nf4"),
@@ -274,7 +275,8 @@ def test_4bit_layers_in_16_bits_are_left_to_bitsandbytes(four_bit):
 
 def test_lora_on_4bit_layers_trains_as_without(four_bit):
     """peft's wrapper of a 4-bit layer has the same class name, and its weight is the layer's."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(r=4, target_modules=["0", "1"], init_lora_weights=False)
     model = peft.get_peft_model(four_bit, config)
     x = torch.randn(5, 64)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 
 from prompteol_utils.encoder import Backbone, packing
 from prompteol_utils.models import tiny_model
@@ -109,8 +110,21 @@ def test_threads_share_a_model():
     assert wrong == []
 
 
+def meanwhile(body, work):
+    """What `work` returns, or the error it raises, in another thread while this one encodes."""
+    found = []
+
+    def inside(*_):
+        if threading.current_thread() is threading.main_thread():
+            found.append(elsewhere(work))
+
+    hook = body.register_forward_pre_hook(inside)
+    packing.run(body, ROWS[:2], None, [3], last_token_only=True)
+    hook.remove()
+    return found[0]
+
+
 def elsewhere(work):
-    """What `work` returns, or the error it raises, in a thread that has no batch."""
     found = []
 
     def run():
@@ -129,38 +143,30 @@ def elsewhere(work):
 @torch.inference_mode()
 def test_meanwhile_another_thread_calls_the_model_as_it_is(body):
     expected = alone(body, ROWS[0], 3)
-    with packing._running(body, packing._Batch([3, 2], last_token_only=True)):
-        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    found = meanwhile(body, lambda: alone(body, ROWS[0], 3))
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(
         found, expected.roll(1, 0), atol=1e-2
     )
-    assert not packing._own_attention
 
 
 @torch.inference_mode()
 def test_an_attention_out_of_reach_is_said():
     body = Backbone(tiny_model("llama").model).module
     body.set_attn_implementation("eager")
-    with packing._running(body, packing._Batch([3])):
-        found = elsewhere(lambda: alone(body, ROWS[0], 3))
+    found = meanwhile(body, lambda: alone(body, ROWS[0], 3))
     assert isinstance(found, RuntimeError) and "another thread is encoding with this model" in str(
         found
     )
 
 
-def test_an_attention_with_more_to_it_is_refused(monkeypatch):
-    query = torch.zeros(1, 2, 3, 4)
-    monkeypatch.setattr(packing._thread, "batch", packing._Batch([3]))
-    with pytest.raises(packing.CannotPackError, match="softcap"):
-        packing._attention(
-            torch.nn.Module(),
-            query,
-            query,
-            query,
-            torch.ones(1, 1, 3, 3, dtype=torch.bool),
-            softcap=50.0,
-            sliding_window=4,
-        )
+@torch.inference_mode()
+def test_an_attention_with_more_to_it_is_refused():
+    """Gemma 2 caps its scores; its sliding window alone would be no obstacle."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
+    body = transformers.Gemma2Model(transformers.Gemma2Config(**size, sliding_window=12))
+    with pytest.raises(packing.CannotPackError, match=r"attention with softcap$"):
+        packing.run(body, ROWS, None, [2])
 
 
 def varlen(query, key, value, starts_q, starts_k, max_q, max_k, **options):

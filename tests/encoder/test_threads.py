@@ -4,13 +4,12 @@ import itertools
 import threading
 import time
 import types
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from prompteol_utils.encoder import Encoder, batching, packing, patching, reference
+from prompteol_utils.encoder import Encoder, batching, packing, reference
 from prompteol_utils.models import tiny_model
 
 SENTENCES = [
@@ -27,21 +26,17 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def together(monkeypatch):
-    """The first four batches wait for each other before they run; a thread's name for each."""
-    barrier, names, running = threading.Barrier(4), [], packing._running
+def together(encoder):
+    """Let the first four batches wait for each other; returns a thread's name for each batch."""
+    barrier, names = threading.Barrier(4), []
 
-    @contextmanager
-    def waiting(body, batch):
-        with running(body, batch):
-            if threading.current_thread() is not threading.main_thread():
-                names.append(threading.current_thread().name)
-                if len(names) <= 4:
-                    barrier.wait(timeout=60)
-            yield
+    def wait(*_):
+        if threading.current_thread() is not threading.main_thread():
+            names.append(threading.current_thread().name)
+            if len(names) <= 4:
+                barrier.wait(timeout=60)
 
-    monkeypatch.setattr(packing, "_running", waiting)
+    encoder.backbone.module.register_forward_pre_hook(wait)
     return names
 
 
@@ -53,21 +48,23 @@ def seen(encoder, vectors):
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize("prompt", ["prompteol", "mean"])
-def test_batches_at_once_give_the_same_vectors(together, architecture, prompt):
+def test_batches_at_once_give_the_same_vectors(architecture, prompt):
     encoder = Encoder(tiny_model(architecture), prompt)
+    names = together(encoder)
     assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
-    assert len(set(together)) == 4 and len(together) > 8
+    assert len(set(names)) == 4 and len(names) > 8
 
 
-def test_one_batch_for_all_threads_is_seen(monkeypatch, together):
+def test_one_batch_for_all_threads_is_seen(monkeypatch):
     encoder = Encoder(tiny_model("llama"))
+    names = together(encoder)
     monkeypatch.setattr(packing, "_thread", types.SimpleNamespace(batch=None))
     try:
         wrong = seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) > 1e-2
     except Exception:  # which one depends on how the threads meet
         wrong = True
     assert wrong
-    assert len(together) >= 4
+    assert len(names) >= 4
 
 
 def test_last_tokens_only_and_all_layers_at_once():
@@ -91,21 +88,23 @@ def test_last_tokens_only_and_all_layers_at_once():
     assert all(np.allclose(one, expected[1], rtol=1e-4, atol=1e-5) for one in found["means"])
 
 
-def test_nothing_is_left_behind(together):
+def test_nothing_is_left_behind():
     loaded = tiny_model("llama")
+    encoder = Encoder(loaded)
+    names = together(encoder)
     hooks = sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in loaded.model.modules()
     )
     name = loaded.model.config._attn_implementation
-    Encoder(loaded).encode(SENTENCES, batch_tokens=SMALL)
-    assert together
+    encoder.encode(SENTENCES, batch_tokens=SMALL)
+    assert names
     assert loaded.model.config._attn_implementation == name != packing.NAME
     assert hooks == sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in loaded.model.modules()
     )
-    assert not patching._active and torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 4
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start(), thread.join()
@@ -114,6 +113,7 @@ def test_nothing_is_left_behind(together):
 
 def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
     encoder = Encoder(tiny_model("llama"))
+    name = encoder.loaded.model.config._attn_implementation
     encoder.encode(SENTENCES)  # the prefix
     run, calls, counter = packing.run, [], itertools.count(1)
 
@@ -128,7 +128,8 @@ def test_a_failing_batch_ends_the_call_and_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(packing, "run", failing)
     with pytest.raises(RuntimeError, match="the third batch"):
         encoder.encode(SENTENCES, batch_tokens=8)
-    assert len(calls) < len(SENTENCES) and not patching._active and torch.get_num_threads() == 4
+    assert len(calls) < len(SENTENCES) and torch.get_num_threads() == 4
+    assert encoder.loaded.model.config._attn_implementation == name
     monkeypatch.setattr(packing, "run", run)
     assert seen(encoder, encoder.encode(SENTENCES, batch_tokens=SMALL)) < 1e-4
 

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata
@@ -271,7 +272,6 @@ def test_something_that_is_no_function_and_no_pairs_are_refused():
 
 
 def test_torch_tensors_and_half_precision_are_accepted():
-    torch = pytest.importorskip("torch")
     full = evaluate_sts(letters, DEV).loc[0, "spearman"]
     assert evaluate_sts(lambda s: torch.tensor(letters(s)), DEV).loc[
         0, "spearman"
@@ -282,7 +282,6 @@ def test_torch_tensors_and_half_precision_are_accepted():
 
 
 def test_tensors_with_a_gradient_or_in_bfloat16_are_accepted():
-    torch = pytest.importorskip("torch")
     full = evaluate_sts(letters, DEV).loc[0, "spearman"]
     for convert in (
         lambda x: torch.tensor(x, requires_grad=True),

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
 from prompteol_utils.encoder import Encoder
 from prompteol_utils.models import fingerprint, load_model, save_tiny
 from prompteol_utils.utils import files
+
+LARGE = 8 << 20  # bytes from which a checksum is remembered
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +60,14 @@ def test_only_what_decides_a_vector_counts(tmp_path, name, matters):
 def test_large_files_are_read_once_while_they_stay_the_same(tmp_path, monkeypatch, cache):
     weights = tmp_path / "f" / "model.safetensors"
     weights.parent.mkdir()
-    weights.write_bytes(bytes(fingerprint._REMEMBER_FROM))
+    weights.write_bytes(bytes(LARGE))
     read = []
     real = files.sha256
     monkeypatch.setattr(files, "sha256", lambda path: read.append(path) or real(path))
     just_written = fingerprint.folder_fingerprint(weights.parent)
     assert not (cache / "checksums.json").exists(), "a file just written may change unseen"
-    monkeypatch.setattr(fingerprint, "_SETTLED", -1)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 60)
     for _ in range(3):
         assert fingerprint.folder_fingerprint(weights.parent) == just_written
     assert len(read) == 2
@@ -78,9 +82,9 @@ def test_large_files_are_read_once_while_they_stay_the_same(tmp_path, monkeypatc
 
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
     folder = save_tiny("opt", tmp_path / "f")
+    (folder / "pytorch_model.bin").write_bytes(bytes(LARGE))
     expected = fingerprint.folder_fingerprint(folder)
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
     monkeypatch.setenv("PROMPTEOL_CACHE", str(blocked / "cache"))
-    monkeypatch.setattr(fingerprint, "_REMEMBER_FROM", 0)
     assert fingerprint.folder_fingerprint(folder) == expected

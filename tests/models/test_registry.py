@@ -283,4 +283,4 @@ def test_broken_table_is_named(tmp_path):
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     with pytest.raises(ValueError, match=r"models\.csv, line 4: .*many"):
-        registry._read(path)
+        registry.read_table(path)

@@ -155,14 +155,14 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path, cache, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(files.CacheError, match="PROMPTEOL_CACHE"):
         results.EmbeddingCache(tmp_path / "file" / "embeddings").encode(Fake(), ["a"])
-    real = embedding_cache._open
+    real = sqlite3.connect
 
-    def small(*arguments):
-        database = real(*arguments)
-        database.execute("PRAGMA max_page_count = 8")
+    def small(*arguments, **options):
+        database = real(*arguments, **options)
+        database.execute("PRAGMA max_page_count = 16")
         return database
 
-    monkeypatch.setattr(embedding_cache, "_open", small)
+    monkeypatch.setattr(sqlite3, "connect", small)
     with pytest.raises(files.CacheError, match=r"full.*free some space"):
         cache.encode(Fake(), [f"sentence {n}" for n in range(3000)])
 
