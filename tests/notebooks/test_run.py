@@ -304,6 +304,7 @@ BREAKS = [
     ("figure without words", lambda nb: _output(nb).data.update({"image/png": "A"})),
     ("kernelspec", lambda nb: nb.metadata.kernelspec.update(name="my-env")),
     ("not a title", lambda nb: nb.cells[0].update(source="Some text")),
+    ("numbered [2]", lambda nb: nb.cells[0].update(source="# Title\n\n## 2. A section")),
     (
         "metadata that differs",
         lambda nb: nb.cells[3].metadata.update(execution={"iopub.execute_input": "now"}),

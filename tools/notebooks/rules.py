@@ -35,6 +35,7 @@ CELL_METADATA = (
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/<~&;=\\})\]])(?:file://|/[A-Za-z_][\w.+-]*/[\w.]|[A-Z]:\\\w)"
 )
+SECTION = re.compile(r"^## (\d+)\.", re.MULTILINE)
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 
@@ -250,6 +251,10 @@ def _problems(path: Path) -> Iterator[str]:
     for tag in REQUIRED_TAGS:
         if not tagged(nb, tag):
             yield f"no cell is tagged {tag!r}"
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    numbers = [int(number) for number in SECTION.findall(text)]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"its sections are numbered {_short(numbers)}, not 1, 2, 3, …"
     code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
