@@ -19,7 +19,9 @@ SOURCE = ROOT / "docs" / "site"
 WORK = ROOT / "build" / "site-src"
 TARGET = ROOT / "build" / "site"
 CELL = re.compile(r"`(\d\d):([\w-]+)`")
-REPOSITORY = re.compile(r"\]\((\.\./)+(?P<path>(?:data|benchmarks|prompteol_utils)[\w./-]*)\)")
+REPOSITORY = re.compile(
+    r"\[(?P<text>[^\]]*)\]\((?:\.\./)+(?P<path>(?:data|benchmarks|prompteol_utils)[\w./-]*)\)"
+)
 
 
 def prepare() -> None:
@@ -85,8 +87,13 @@ def _prepare_cell(notebook, cell) -> None:
 
 
 def _links(text: str) -> str:
-    """Links to files that are no page of the site become plain text."""
-    text = REPOSITORY.sub(lambda match: f"](#) (`{match['path']}`)", text).replace("](#) ", " ")
+    """Links to files that are no page of the site become plain text that names the file."""
+
+    def plain(link: re.Match) -> str:
+        named = link["path"] in link["text"]
+        return f"`{link['path']}`" if named else f"{link['text']} (`{link['path']}`)"
+
+    text = REPOSITORY.sub(plain, text)
     return re.sub(r"\]\(\.\./docs/([\w-]+\.(?:svg|png))\)", r"](../\1)", text)
 
 

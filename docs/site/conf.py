@@ -41,5 +41,6 @@ html_theme_options = {
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+add_module_names = False  # names are imported from prompteol_utils, wherever they are defined
 autodoc_preserve_defaults = True  # as in the source: no path of the machine that builds
 napoleon_google_docstring = True

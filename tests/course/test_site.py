@@ -34,6 +34,12 @@ def test_figures_solutions_links_and_targets(prepared):
             assert sources.count(f"({label})=") == 1
 
 
+def test_links_to_files_that_are_no_page_become_text(prepared):
+    text = (prepared / "results.md").read_text(encoding="utf-8")
+    assert "commit: `data/results/sts.jsonl`." in text
+    assert "benchmarks (`benchmarks/README.md`)" in text and "](../" not in text
+
+
 def test_binder_and_colab_take_the_pins_of_the_lock():
     assert (BINDER / "environment.yml").resolve() == rules.ROOT / "environment.yml"
     assert os.access(BINDER / "postBuild", os.X_OK)
