@@ -175,9 +175,13 @@ def has_plain_cache(config) -> bool:
 def max_positions(backbone) -> int | None:
     """Tokens that the model's positions hold, or None where they have no end.
 
-    RoBERTa and its kin keep the places up to their padding token's free.
+    RoBERTa and its kin keep the places up to their padding token's free; "dynamic" rotary scaling
+    stretches the positions by its factor.
     """
-    limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None) or 0
+    config = backbone.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    if any("dynamic" in kind for *_, kind in _rescaled_rotary(backbone)):
+        limit = int(limit * config.rope_parameters.get("factor", 1))
     for name, table in backbone.named_modules():
         if name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
             reserved = 0 if table.padding_idx is None else table.padding_idx + 1

@@ -77,9 +77,6 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_long_and_short_sentences_equal_the_reference(name):
     loaded = load(MODELS[name](), limit=4096)
-    if name == "dynamic":
-        # The tokenizer's limit and the positions both cut; here positions are scaled instead.
-        loaded.model.config.max_position_embeddings = 4096
     expected = reference(loaded, "prompteol", TEXTS)
     assert error(expected[:1], expected[1:2]) > 1e-2, "two sentences differ"
     assert reference(loaded, "prompteol", TEXTS[::-1])[::-1] == pytest.approx(expected, abs=1e-5)
@@ -88,6 +85,9 @@ def test_long_and_short_sentences_equal_the_reference(name):
     assert min(lengths) < 48 < max(lengths), "both sides of the switch"
     for budget in (1, 100_000):
         assert error(encoder.encode(TEXTS, batch_tokens=budget), expected) < 1e-4
+    falling = sorted(range(len(TEXTS)), key=lambda at: -lengths[at])
+    one_by_one = np.stack([encoder.encode(TEXTS[at]) for at in falling])
+    assert error(one_by_one, expected[falling]) < 1e-4, "a longer one before changes nothing"
     assert encoder.backbone.rescales_positions == (name in ("longrope", "dynamic"))
 
 
