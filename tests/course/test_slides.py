@@ -61,6 +61,7 @@ def test_what_a_reference_becomes(lesson):
     assert built(lesson, "![output](cell:table)") == "```text\na b\n```"
     figure = built(lesson, "![figure](cell:picture)")
     assert 'alt="Two &lt;b&gt;"' in figure and "base64,QUJD" in figure
+    assert built(lesson, "![figure number=1](cell:picture)") == figure
     table = built(lesson, "![table rows=1 columns=b](cell:table)")
     assert "cat" in table and "dog" not in table and "1.5" not in table and "style" not in table
 
@@ -70,6 +71,7 @@ def test_what_a_reference_becomes(lesson):
     [
         ("![figure](cell:gone)", "no cell 'gone'"),
         ("![figure](cell:table)", "holds no such thing"),
+        ("![figure number=2](cell:picture)", "holds no such thing"),
         ("![picture](cell:table)", "none of figure"),
         ("![table columns=c](cell:table)", "'c'"),
         ("![paragraph number=9](cell:header)", "holds no such thing"),

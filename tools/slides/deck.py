@@ -4,7 +4,7 @@ A line `![kind options](cell:ID)` stands for a part of the lesson's cell with th
 
 | kind | becomes |
 |---|---|
-| `figure` | the stored picture, with the alternative text of its cell |
+| `figure number=1` | the stored pictures, or one, with the alternative text of their cell |
 | `table rows=5 columns=model,spearman` | the stored table, or a part of it |
 | `output` | the stored text |
 | `code` | the cell's source |
@@ -66,7 +66,7 @@ def _resolve(nb, found: re.Match, name: str) -> str:
     if cell is None:
         raise SlideError(f"{name}: no cell {found['id']!r} in the lesson: {found.group()}")
     kinds = {
-        "figure": lambda cell, _: _figure(cell),
+        "figure": _figure,
         "table": _table,
         "output": _output,
         "code": lambda cell, _: f"```python\n{cell.source}\n```",
@@ -89,9 +89,11 @@ def _data(cell, kind: str) -> Iterator[str]:
             yield output.data[kind]
 
 
-def _figure(cell) -> str:
+def _figure(cell, options: dict) -> str:
     alt = html.escape(cell.metadata.get("alt", ""), quote=True)
     pictures = [f"data:image/png;base64,{png.strip()}" for png in _data(cell, "image/png")]
+    if "number" in options:
+        pictures = pictures[int(options["number"]) - 1 :][:1]
     return "\n".join(f'<img class="figure" alt="{alt}" src="{png}">' for png in pictures)
 
 
