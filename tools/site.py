@@ -82,7 +82,7 @@ def _prepare_cell(notebook, cell) -> None:
         tags.append("hide-cell")
     if "setup" in tags:
         tags.append("hide-input")
-    if any("image/png" in output.get("data", {}) for output in cell.outputs):
+    if rules.has_figure(cell):
         cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
 
 

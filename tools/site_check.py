@@ -59,7 +59,6 @@ class Page:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("request", lambda request: self._request(request.url, base))
-        self.page.goto(base + name, wait_until="load")
 
     def _console(self, message) -> None:
         if message.type == "error":
@@ -124,8 +123,9 @@ def check(playwright) -> tuple[list[str], str]:
     weights: dict[str, tuple[float, float]] = {}
     SHOTS.mkdir(parents=True, exist_ok=True)
     for name in pages():
+        shown = Page(browser, base, name)
         try:
-            shown = Page(browser, base, name)
+            shown.page.goto(base + name, wait_until="load")
             for width in WIDTHS:
                 for scheme in ("light", "dark"):
                     shown.look(width, scheme)
@@ -133,12 +133,15 @@ def check(playwright) -> tuple[list[str], str]:
             ids = shown.page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
             anchors[name] = set(ids)
             weights[name] = shown.page.evaluate(WEIGHT)
-            problems += [f"{name}: {problem}" for problem in dict.fromkeys(shown.problems)]
-            shown.page.close()
         except TimeoutError as error:  # the other pages are looked at all the same
-            problems.append(f"{name}: {error.message.splitlines()[0]}")
+            shown.problems.append(error.message.splitlines()[0])
+        problems += [f"{name}: {problem}" for problem in dict.fromkeys(shown.problems)]
+        shown.page.close()
     problems += check_links(found, base, anchors)
-    problems += _search_and_fold(browser, base)
+    try:
+        problems += _search_and_fold(browser, base)
+    except TimeoutError as error:
+        problems.append(f"search and folded cells: {error.message.splitlines()[0]}")
     browser.close()
     server.shutdown()
     lessons = {name: of for name, of in weights.items() if name.startswith("notebooks/")}

@@ -146,6 +146,11 @@ def texts(output) -> dict[str, str]:
     }
 
 
+def has_figure(cell) -> bool:
+    """Whether a code cell's outputs hold a picture."""
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
 def strip_volatile_metadata(nb):
     """Take out of a notebook, in place, what differs between two runs or machines: metadata,
     stderr, progress bars, paths.
@@ -282,8 +287,7 @@ def _cell_problems(cell, mend: str) -> Iterator[str]:
             f"{len(lines)} lines of code, more than {MAX_LINES}: move plumbing into the package, "
             "or tell it in two steps"
         )
-    figure = any("image/png" in output.get("data", {}) for output in cell.outputs)
-    if figure and len(cell.metadata.get("alt", "")) < MIN_ALT:
+    if has_figure(cell) and len(cell.metadata.get("alt", "")) < MIN_ALT:
         yield "a figure without words: say what it shows in the cell's metadata, as `alt`"
     for output in cell.outputs:
         if output.get("name") == "stderr":

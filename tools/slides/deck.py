@@ -92,8 +92,8 @@ def _data(cell, kind: str) -> Iterator[str]:
 def _figure(cell, options: dict) -> str:
     alt = html.escape(cell.metadata.get("alt", ""), quote=True)
     pictures = [f"data:image/png;base64,{png.strip()}" for png in _data(cell, "image/png")]
-    if "number" in options:
-        pictures = pictures[int(options["number"]) - 1 :][:1]
+    if number := int(options.get("number", 0)):
+        pictures = pictures[number - 1 : number]
     return "\n".join(f'<img class="figure" alt="{alt}" src="{png}">' for png in pictures)
 
 
